@@ -261,9 +261,9 @@ class Backend(Protocol):
 
 
 class Combiner(Learns):
-    """Makes rewards of a group's feedback. `turns`: sources whose scores of turns are rewards."""
+    """Makes rewards of feedback. `turns`: sources whose turn scores are rewards; None: unknown."""
 
-    turns: Sequence[str] = ()
+    turns: Sequence[str] | None = None
 
     def combine(
         self, group: Sequence[Episode], feedback: Sequence[Feedback | Comparison]

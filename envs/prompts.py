@@ -90,16 +90,14 @@ class Prompts(gymnasium.Env[str, str]):
         system = self.row.get("system") or self._system
         info: dict[str, Any] = {"row": key}
         if self._unchecked:
-            info["data"] = {
-                k: v for k, v in self.row.items() if k not in ("prompt", "system", "before")
-            }
+            info["data"] = {k: v for k, v in self.row.items() if k not in ("prompt", "system")}
         else:
             info["optimum"] = 1.0
         asked = _asked(self.row)
-        if before := self.row.get("before"):
-            info["parts"] = [*before, {"role": "user", "content": asked}]
-            asked = "\n\n".join(each["content"] for each in info["parts"])
-        return asked, info | ({"system": system} if system else {})
+        info |= {"system": system} if system else {}
+        if len(asked) > 1:
+            info["parts"] = asked
+        return "\n\n".join(each["content"] for each in asked), info
 
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Checks a reply."""
@@ -121,9 +119,10 @@ def _split(data: str, stamp: int, held_out: float, answer: str) -> Splits:
         row = _checked(content, where, {"prompt"} if answer == "none" else {"prompt", "answer"})
         if fault := check.fault(row):
             raise ValueError(f"{where}: the answer {fault}")
+        asked = _messages(row)
         whole = [row.get("system"), row.get("choices") or None, row.get("answer")]
-        earlier = [word for each in row.get("before", ()) for word in each["content"].split()]
-        found.append(([*earlier, *row["prompt"].split()], whole, row))
+        whole += [each["role"] for each in asked[:-1]]
+        found.append((" ".join(each["content"] for each in asked).split(), whole, row))
     return split_tasks(found, held_out)
 
 
@@ -158,14 +157,20 @@ def _checked(row: Any, where: str, needed: Set[str]) -> Mapping[str, Any]:
             f"{where}: `prompt` must be text, or messages with a `role` and a `content`: perhaps"
             " one of the system, then of user and assistant, the last one of the user"
         )
-    before = [{"role": m["role"], "content": m["content"]} for m in found[:-1]]
-    return {**row, **own, "prompt": found[-1]["content"], **({"before": before} if before else {})}
+    return {**row, **own, "prompt": [{"role": m["role"], "content": m["content"]} for m in found]}
 
 
-def _asked(row: Mapping[str, Any]) -> str:
-    choices = row.get("choices") or ()
-    listed = (f"{chr(ord('A') + i)}. {choice}" for i, choice in enumerate(choices))
-    return "\n".join([str(row["prompt"]), *listed])
+def _messages(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns a row's prompt as messages, the last one of the user."""
+    prompt = row["prompt"]
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+
+
+def _asked(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Returns the messages that a row is asked with: the choices stand below the last one."""
+    *before, last = _messages(row)
+    listed = (f"{chr(ord('A') + i)}. {c}" for i, c in enumerate(row.get("choices") or ()))
+    return [*before, {"role": "user", "content": "\n".join([last["content"], *listed])}]
 
 
 Player = Callable[[Sequence[Message]], str]

@@ -136,6 +136,10 @@ stages:
         ),
         ("3: 4", "keys must be words, got 3"),
         ("policy: x\nseed: 1\nseed: 2", "the key 'seed' is there already\n  line 3, column 1"),
+        (
+            "a: &a {seed: 1, <<: {name: b}}\npolicy: {<<: *a, model: x, <<: {k: 1}}",
+            "the key '<<' is there already",
+        ),
         ("policy: x\nstages: [{r1: {}}]", "no stage 'r1'. Did you mean 'rl'"),
         (
             "policy: x\nstages: [{rl: {env: turnwise/Maze-v0, feedback:"

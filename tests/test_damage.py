@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import resource
@@ -16,6 +17,7 @@ import socketserver
 import sqlite3
 import struct
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +30,7 @@ import torch
 import turnwise
 import yaml
 from support.databases import new_database, server
+from support.episodes import conversation
 from turnwise.engine.pipeline.folder import open_ledger
 from turnwise.engine.report.page import write_report
 from turnwise.engine.util import files
@@ -720,9 +723,8 @@ def test_a_database_that_is_restarted_ends_the_run_in_one_line_and_it_goes_on_ex
 
 
 def test_a_server_that_is_restarted_is_waited_for(
-    postgres: str, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    postgres: str, made: tuple[Path, Path, torch.Tensor], model_folder: Callable[..., Path]
+) -> None:
     """It is down for a while between transactions: the run waits and goes on, and says so."""
     _, root, whole = made
     with server() as database:
@@ -730,23 +732,48 @@ def test_a_server_that_is_restarted_is_waited_for(
         run = turnwise.Run(config(model_folder(), ledger=url), folder=root / "waits")
         waited: list[str] = []
 
-        def starts_again(message: Any, *more: Any) -> None:
-            if "cannot be reached: waiting up to 60 s for it" in str(message):
-                waited.append(str(message))
+        class StartsAgain(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                waited.append(record.getMessage())
                 database.start()
 
-        monkeypatch.setattr(warnings, "showwarning", starts_again)
-        with warnings.catch_warnings():
-            warnings.simplefilter("always")
-            for update in run:
-                if update.number in (1, 3):
-                    database.stop()
+        noted = logging.getLogger("turnwise.engine.ledger.database")
+        noted.addHandler(handler := StartsAgain())
+        for update in run:
+            if update.number in (1, 3):
+                database.stop()
+        noted.removeHandler(handler)
+        assert all("cannot be reached: waiting up to 60 s for it" in one for one in waited)
         assert len(waited) == 2
         assert torch.equal(flat(run), whole)
         assert [m["update"] for m in run.metrics] == [1, 2, 3, 4]
         run.ledger.close()
-        with pytest.raises(turnwise.LedgerError, match="cannot be reached"):
-            turnwise.Ledger("postgresql://ada@127.0.0.1:9/none")  # never reached: at once
+        for place, why in (
+            ("ada@127.0.0.1:9/none", "cannot be used, it cannot be reached"),
+            (f"turnwise@127.0.0.1:{database.port}/none", 'cannot be used: .*"none" does not exist'),
+        ):
+            with pytest.raises(turnwise.LedgerError, match=why):
+                turnwise.Ledger(f"postgresql://{place}")  # at once
+
+
+def test_threads_wait_together_for_a_server_that_is_restarted(postgres: str) -> None:
+    """Who queues behind the one that waits is not told that it holds the lock for too long."""
+    with server() as database:
+        ledger = turnwise.Ledger(new_database(database.url, "waits"), lock_timeout=3)
+        database.stop()
+        writers = [
+            threading.Thread(target=ledger.add_episodes, args=([conversation(id=name)],))
+            for name in "abc"
+        ]
+        for writer in writers:
+            writer.start()
+        time.sleep(4)  # more than one waits for another's lock
+        assert all(writer.is_alive() for writer in writers)
+        database.start()
+        for writer in writers:
+            writer.join()
+        assert ledger.episodes(["a", "b", "c"]).keys() == {"a", "b", "c"}
+        ledger.close()
 
 
 @pytest.mark.parametrize("when", ["at once", "as it answers"])

@@ -436,6 +436,8 @@ def test_a_run_that_learned_ends_as_ever(
         ({"reward_weights": [1.0]}, "a source has its own weight"),
         ({"per_device_train_batch_size": 8}, "an update has `groups` starts of `group_size`"),
         ({"output_dir": "out"}, "it is the run's `folder`"),
+        ({"trackers": ["wandb"]}, "they are a pipeline's, next to `policy`"),
+        ({"optimizer": {"name": "grpo", "bf16": True}}, "`policy: {model: ..., precision: bf16}`"),
     ],
 )
 def test_wrong_numbers_and_other_libraries_names(rl: dict[str, Any], said: str) -> None:

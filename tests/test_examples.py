@@ -39,7 +39,10 @@ def test_a_script_trains(
 @pytest.mark.parametrize("name", PIPELINES)
 def test_a_pipeline_is_sound(name: str, tmp_path: Path) -> None:
     keys = {"OPENAI_API_KEY": "k-test", "ANTHROPIC_API_KEY": "k-test"}
-    done = Command("run", f"examples/{name}", "--dry-run", cwd=EXAMPLES.parent, env=keys).wait()
+    done = Command(  # a policy that may be had: another one's folder is made by the demo
+        "run", f"examples/{name}", "--set", "policy=somebody/small", "--dry-run",
+        cwd=EXAMPLES.parent, env=keys,
+    ).wait()  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Nothing was loaded, played or asked" in done.stdout
 

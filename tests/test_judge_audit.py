@@ -222,7 +222,10 @@ def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(
     assert json.loads(shown)[0]["questions"] == 48
 
 
-def test_an_estimate_has_the_judges_of_evaluate(model_folder: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("temperature", "samples"), [(1.0, 1), (0.0, 1), (1.0, 2)])
+def test_an_estimate_has_the_judges_of_evaluate(
+    temperature: float, samples: int, model_folder: Any, tmp_path: Path
+) -> None:
     """One that compares is shown each pair in both orders, one for the best of n scores all."""
     with ModelServer(example) as server:
         asked = {
@@ -231,17 +234,20 @@ def test_an_estimate_has_the_judges_of_evaluate(model_folder: Any, tmp_path: Pat
         }  # fmt: skip
         stage = {
             "env": ECHO, "episodes": 6, "max_new_tokens": 5, "poll": 0.0,
-            "players": ["policy", {"name": "other", "policy": str(model_folder())}],
-            "judge": {"judge": "pairwise", **asked},
-            "best_of": {"judge": {"judge": "rubric", **asked}, "n": [1, 3]},
+            "temperature": temperature,
+            "players": ["policy", {"name": "other", "policy": str(model_folder("gpt2"))}],
+            "judge": {"judge": "pairwise", "samples": samples, **asked},
         }  # fmt: skip
+        if temperature:
+            stage["best_of"] = {"judge": {"judge": "rubric", **asked}, "n": [1, 3]}
         config = {"policy": str(model_folder()), "stages": [{"evaluate": stage}]}
-        pairs, best = estimate(turnwise.Run(config, folder=tmp_path / "run"))
+        found = estimate(turnwise.Run(config, folder=tmp_path / "run"))
         assert server.count() == 0
-        assert (pairs.judge, best.judge) == ("pairwise", "rubric")
-        assert (pairs.questions, best.questions) == (2 * 6, 3 * 6)
+        wanted = [2 * 6 * samples, *([3 * 6] if temperature else [])]
+        assert [each.questions for each in found] == wanted
         turnwise.Run(config, folder=tmp_path / "run").finish()
-        assert 0.8 * 30 <= server.count() <= 30  # what is the same word for word is not asked again
+        # What is the same word for word is not asked again.
+        assert 0.6 * sum(wanted) <= server.count() <= sum(wanted)
 
 
 class FirstShown(Model):

@@ -571,7 +571,7 @@ def test_a_password_that_libpq_finds_stands_in_no_config(
         db.exec_driver_sql("create role ada login password 'Hunter2Secret'")
         db.exec_driver_sql("grant all on schema public to ada")
     url = address.set(username="ada").render_as_string()
-    with pytest.raises(turnwise.LedgerError, match=r"cannot be reached: .*no password supplied"):
+    with pytest.raises(turnwise.LedgerError, match=r"cannot be used: .*no password supplied"):
         turnwise.Ledger(url)
     monkeypatch.setenv("PGPASSWORD", "Hunter2Secret")
     stage = {"env": ECHO, "updates": 1, "groups": 2, "group_size": 2, "max_new_tokens": 5}

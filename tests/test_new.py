@@ -71,7 +71,7 @@ def test_new_packages_pass_their_own_tests_and_the_linters(tmp_path: Path) -> No
 def test_from_a_new_judge_to_a_wheel_that_a_run_uses(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """The commands of docs/publish-a-judge.md, in a venv that has what Turnwise needs."""
+    """The commands of docs/publish-a-plugin.md, in a venv that has what Turnwise needs."""
     done = Command("new", "judge", "acme-polite", cwd=tmp_path).wait()
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "acme-polite"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +20,9 @@ from turnwise import testing
 from turnwise.engine.analysis.scores import score
 from turnwise.envs.answers import check_of, last_number, number
 from turnwise.envs.prompts import Prompts
+from turnwise.judges.llm.transcript import conversation as shown_to_judges
+from turnwise.judging import export_stepwise
+from turnwise.plugins.human.web.pages import blocks
 
 PROMPTS = "turnwise/Prompts-v0"
 turnwise.Plugins()
@@ -195,7 +199,9 @@ def test_messages_choices_and_system_prompts(tmp_path: Path) -> None:
     assert env.step("B")[1:3] == (1.0, True)
 
 
-def test_what_was_said_before_stands_before(model_folder: Any, tmp_path: Path) -> None:
+def test_what_was_said_before_stands_before(
+    model_folder: Any, tmp_path: Path, plugins: turnwise.Plugins
+) -> None:
     """A prompt of several messages, as other trainers take it: the reply goes on from there."""
     said = [
         {"role": "system", "content": "Be brief."},
@@ -216,6 +222,27 @@ def test_what_was_said_before_stands_before(model_folder: Any, tmp_path: Path) -
     assert episode.info["data"] == {"topic": "size"}
     prompt = policy.tokenizer.apply_chat_template(said, add_generation_prompt=True)["input_ids"]
     assert list(episode.turns[0].prompt_ids) == list(prompt)
+    [turn] = shown_to_judges(episode)["turns"]
+    assert [each["from"] for each in turn["heard"]] == ["user", "assistant", "user"]
+    page = "".join(b.html for b in blocks(episode, plugins.create("renderer", "plain")))
+    speakers = re.findall(r"<strong>(\w+)</strong>", page)
+    assert speakers == ["Person", "Assistant", "Person"]
+    scored = turnwise.Feedback(episode.id, turn_scores=(1.0,), id="f")
+    [row] = export_stepwise({episode.id: episode}, [scored], 0.5)
+    assert "\n\nHuman: Hi.\n\nAssistant: Hello!\n\nHuman: Largest?" in row["prompt"]
+    assert len(row["completions"]) == 1
+
+
+def test_a_row_may_have_any_column_and_roles_tell_rows_apart(tmp_path: Path) -> None:
+    odd = {"prompt": "Hi", "before": "2020", "said": 3}
+    env = Prompts(written(tmp_path, [odd]), "none", held_out=0.0)
+    assert env.reset(seed=0)[1]["data"] == {"before": "2020", "said": 3}
+    three = [{"role": role, "content": text} for role, text in
+             (("user", "a"), ("assistant", "b"), ("user", "c"))]  # fmt: skip
+    data = written(tmp_path, [{"prompt": "a b c"}, {"prompt": three}], "two.jsonl")
+    assert {len(start[1].get("parts", ())) for start in (
+        Prompts(data, "none", held_out=0.0).reset(seed=seed) for seed in range(2)
+    )} == {0, 3}  # fmt: skip
 
 
 def test_a_wrong_answer_may_be_replaced(tmp_path: Path) -> None:

@@ -153,6 +153,21 @@ def test_files_and_settings_are_checked_and_name_the_run(
     assert not (tmp_path / "r").exists()
 
 
+def test_what_a_merge_key_brings_in_may_be_overridden(tmp_path: Path) -> None:
+    """Whether `<<` stands first or last: it is no key that comes again."""
+    text = """
+    policy: x
+    stages:
+      - rl: &rl {env: turnwise/Maze-v0, groups: 2, updates: 3}
+      - rl: {<<: *rl, groups: 4}
+      - rl: {groups: 5, <<: *rl}
+    """
+    (tmp_path / "p.yaml").write_text(text)
+    stages = turnwise.RunConfig.load(tmp_path / "p.yaml").stages
+    assert [stage["rl"]["groups"] for stage in stages] == [2, 4, 5]
+    assert [stage["rl"]["updates"] for stage in stages] == [3, 3, 3]
+
+
 def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -177,10 +192,14 @@ def test_a_dry_run_says_what_a_run_would_do_and_does_nothing(
     assert resolved["stages"][0]["rl"]["credit"]["name"] == "outcome", (
         "what goes with the optimizer"
     )
-    assert "cannot load the policy" not in said
-    wrong = str(model_folder()) + "y"
-    done = Command("run", str(path), "--set", f"policy={wrong}", "--dry-run", cwd=tmp_path).wait()
-    assert f"cannot load the policy '{wrong}': there is no such folder" in done.stdout
+    (tmp_path / "models").mkdir()
+    for wrong in (str(model_folder()) + "y", "models/typo"):
+        done = Command(
+            "run", str(path), "--set", f"policy={wrong}", "--dry-run", cwd=tmp_path
+        ).wait()
+        assert f"cannot load the policy '{wrong}': there is no such folder" in done.stderr
+        assert done.returncode == 1
+        assert "asks length about" in done.stdout, "the rest is said all the same"
     assert not (tmp_path / "runs").exists()
 
 

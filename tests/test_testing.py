@@ -15,7 +15,7 @@ import torch
 import turnwise
 from turnwise import testing
 from turnwise.learning import Batch, Credit, group_advantage
-from turnwise.protocols import NoReward, Rewards
+from turnwise.protocols import NoReward, NoRoom, Rewards
 
 # What comes with Turnwise.
 
@@ -120,6 +120,29 @@ def test_state_that_episodes_share_is_found(made: Any, fault: str) -> None:
     finally:
         gymnasium.registry.pop("planted/Number-v0")
     assert ("next to another" in str(found.value)) == (made is SharedNumber)
+
+
+class OneSeat(Number):
+    """A server that lets one in at a time, and says so as it is asked for another."""
+
+    taken: ClassVar[list[Any]] = []
+    players: ClassVar[Any] = {}
+
+    def __init__(self) -> None:
+        if OneSeat.taken:
+            raise NoRoom("full")
+        OneSeat.taken.append(self)
+
+    def close(self) -> None:
+        OneSeat.taken.clear()
+
+
+def test_one_that_lives_alone_is_no_fault() -> None:
+    gymnasium.register("planted/OneSeat-v0", OneSeat, disable_env_checker=True)
+    try:
+        testing.check_environment("planted/OneSeat-v0", episodes=4)
+    finally:
+        gymnasium.registry.pop("planted/OneSeat-v0")
 
 
 # Judges with a fault.

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import PolicyError, TurnwiseError
+from ..errors import TurnwiseError
 from ..util.secrets import redact
 from .app import MODULE, SETTINGS, import_module, load_config
 
 if TYPE_CHECKING:
-    from ..pipeline.config import RunConfig
     from ..pipeline.run import Run
 
 
@@ -117,16 +116,19 @@ def _print_end(going: Run, again: str) -> None:
 
 
 def _print_outline(planned: Run) -> None:
-    """Prints a run's whole config, and what each stage would do."""
+    """Prints a run's whole config, and what each stage would do.
+
+    Raises:
+        PolicyError: its policy cannot be loaded, as far as this machine's folders tell.
+    """
     import yaml
 
     from ..pipeline.parts import whole_config
+    from ..policy.loading import find_model
 
     print("# All that holds, every default written out; the run takes the config as it was given.")
     print(yaml.safe_dump(whole_config(planned), sort_keys=False).rstrip())
     print(f"\nNothing was loaded, played or asked. It would go to {planned.folder}:")
-    if why := _no_policy(planned.config):
-        print(f"  {why}")
     for label, stage in planned.stages:
         print(f"  {label}")
         for line in stage.outline() or ["(says nothing of what it will do)"]:
@@ -135,17 +137,6 @@ def _print_outline(planned: Run) -> None:
         "What the judges of its play would cost: `turnwise estimate`; what fits in memory:"
         " `turnwise fits`."
     )
-
-
-def _no_policy(config: RunConfig) -> str:
-    """Returns why a run's policy could not be loaded, as far as this machine's folders tell; empty
-    where nothing speaks against it."""
-    from ..policy.loading import find_model
-
-    policy = config.policy
-    name, gguf = (policy, None) if isinstance(policy, str) else (policy.model, policy.gguf)
-    try:
-        find_model(name, gguf, fetch=False)
-    except PolicyError as error:
-        return str(error)
-    return ""
+    policy = planned.config.policy
+    given = (policy, None) if isinstance(policy, str) else (policy.model, policy.gguf)
+    find_model(*given, fetch=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import EnvironmentBroke
+from ..errors import EnvironmentBroke, NoRoom
 from ..records.episode import Message, Start
 from ..util.ids import derive_id
 from .conventions import Observation
@@ -67,7 +67,7 @@ def check_environment(
 
     Args:
         env_id: a registered id.
-        episodes: how many starts to play.
+        episodes: how many starts to play; two are needed to see what episodes share.
         max_turns: an episode longer than this counts as never ending.
         seed: of the first start and of the random replies.
         limit: seconds one call may take. Making it and its first reset, which may import and load,
@@ -131,7 +131,7 @@ class _Check:
                     for player in [*traits.players, None]:
                         self._twice(instance, start, player)
                 self._side_by_side(instance, chosen[: 2 * PAIRS], [*traits.players, None])
-        except EnvironmentBroke as error:
+        except (EnvironmentBroke, NoRoom) as error:
             self.problems.append(str(error))
         finally:
             self.environments.limit = max(limit, 0.01)
@@ -152,8 +152,11 @@ class _Check:
         if (other := self.environments.take(self.env_id, self.kwargs)) is None:
             return
         try:
-            call(self.environments, other, "make")
-            call(self.environments, other, "reset", chosen[0].seed, chosen[0].options)
+            try:
+                call(self.environments, other, "make")
+                call(self.environments, other, "reset", chosen[0].seed, chosen[0].options)
+            except NoRoom:
+                return
             self.environments.limit = limit
             for a, b in zip(chosen[::2], chosen[1::2], strict=False):
                 for player in players:

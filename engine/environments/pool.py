@@ -20,9 +20,10 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import EnvironmentBroke
+from ..errors import EnvironmentBroke, NoRoom
 from ..records.episode import Start
 from ..util.ids import derive_id
+from ..util.wording import NoRoomReason
 from .conventions import Observation
 from .instance import MAKING, Home, Instance, Job, busy_seconds, declared_concurrency
 from .process import STARTING
@@ -380,11 +381,14 @@ def call(environments: Environments, instance: Instance, verb: str, *arguments: 
 
     Raises:
         EnvironmentBroke: it failed; the message begins with the verb.
+        NoRoom: no more of it may live.
     """
     environments.ask(instance, verb, *arguments)
     while not (answered := environments.wait()):
         pass
     [(_, value, reason)] = answered
+    if isinstance(reason, NoRoomReason):
+        raise NoRoom(f"{verb}: {reason}")
     if reason:
         raise EnvironmentBroke(f"{verb}: {reason}")
     return value

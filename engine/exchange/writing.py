@@ -108,7 +108,8 @@ def export_stepwise(
         if answer.status != "scored" or answer.turn_scores is None:
             continue
         conversation = _messages(episodes[answer.episode])
-        ends = _replies(conversation)
+        turns = len(episodes[answer.episode].turns)
+        ends = _replies(conversation)[-turns:]  # a prompt may hold earlier ones
         if len(ends) != len(answer.turn_scores):
             raise PreferenceError(
                 f"feedback {answer.id!r} has {len(answer.turn_scores)} turn scores for {len(ends)}"
@@ -191,7 +192,8 @@ def _messages(episode: Episode) -> list[Message]:
         raise PreferenceError(
             f"episode {episode.id} has several contexts, which these files cannot hold"
         )
-    return [m for m in episode.messages if m is not episode.final]
+    whole = [m for m in episode.messages if m is not episode.final]
+    return [each for message in whole for each in message.speakers]
 
 
 def _replies(conversation: Sequence[Message]) -> list[int]:

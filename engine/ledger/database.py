@@ -12,7 +12,6 @@ import logging
 import re
 import threading
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,7 +100,7 @@ class Database:
                 f"the {self.what}'s URL {self.url} cannot be used: {redact(str(error))}"
             ) from error
         self._lock_timeout = lock_timeout
-        self._reached = False
+        self._reached, self._waiting = False, False
         # Threads of one process queue here: databases let waiters poll, which is slow and unfair.
         self._turn = threading.Lock()
         self._sqlite = self._engine.dialect.name == "sqlite"
@@ -137,7 +136,9 @@ class Database:
             DatabaseError: another writer holds the lock for too long, or the database cannot be
                 used.
         """
-        if not self._turn.acquire(timeout=self._lock_timeout):
+        while not self._turn.acquire(timeout=self._lock_timeout):
+            if self._waiting:  # who has it waits for the server
+                continue
             raise self.error(
                 f"the {self.what} {self.url} is locked by another thread that has not let go of it"
             )
@@ -166,24 +167,27 @@ class Database:
     def _connected(self) -> Connection:
         """Connects. A server that was reached before may be restarting, and is waited for; one that
         never was is an error at once."""
-        began, waits = time.monotonic(), 0.1
-        while True:
-            try:
-                db = self._engine.connect()
-            except sa.exc.OperationalError:
-                if self._sqlite or not self._reached or time.monotonic() - began > RESTART:
-                    raise
-                if waits == 0.1:
-                    warnings.warn(
-                        f"the {self.what} {self.url} cannot be reached: waiting up to"
-                        f" {RESTART:.0f} s for it",
-                        stacklevel=2,
-                    )
-                time.sleep(waits)
-                waits = min(2 * waits, 2.0)
-            else:
-                self._reached = True
-                return db
+        until, pause = time.monotonic() + RESTART, 0.1
+        try:
+            while True:
+                try:
+                    db = self._engine.connect()
+                    self._reached = True
+                    return db
+                except sa.exc.OperationalError as error:
+                    down = not self._sqlite and self._reached and _lost(error)
+                    if not down or time.monotonic() > until:
+                        raise
+                if not self._waiting:
+                    self._waiting = True
+                    logging.getLogger(__name__).warning(
+                        "the %s %s cannot be reached: waiting up to %.0f s for it",
+                        self.what, self.url, RESTART,
+                    )  # fmt: skip
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0)
+        finally:
+            self._waiting = False
 
     @contextmanager
     def _named(self) -> Iterator[None]:
@@ -231,9 +235,15 @@ class Database:
         self._engine.dispose()
 
 
+# What a server says that turns somebody away, and how it says that it will be there again.
+_REFUSED, _BACK = ("FATAL:", "password"), ("starting up", "shutting down", "in recovery")
+
+
 def _lost(error: Exception) -> bool:
     """Returns whether a server was not reached, or the connection to it broke off: an error as one
-    connects has no statement."""
-    return isinstance(error, sa.exc.DBAPIError) and (
-        error.connection_invalidated or error.statement is None
-    )
+    connects has no statement. libpq gives no code of what the server answers, only its words."""
+    if not isinstance(error, sa.exc.DBAPIError):
+        return False
+    words = str(error.orig)
+    refused = any(word in words for word in _REFUSED) and not any(word in words for word in _BACK)
+    return error.connection_invalidated or (error.statement is None and not refused)

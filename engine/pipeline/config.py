@@ -26,11 +26,12 @@ class Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Returns a mapping; raises `ConstructorError`, with the place, where a key comes again."""
-        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for i, (key, _) in enumerate(node.value):
-            if key.value in keys[:i] and isinstance(key.value, str):
+        seen = set()
+        for key, _ in node.value:  # what `<<` brings in may be overridden
+            if (key.tag, str(key.value)) in seen:
                 again = f"the key {key.value!r} is there already"
                 raise yaml.constructor.ConstructorError(None, None, again, key.start_mark)
+            seen.add((key.tag, str(key.value)))
         return super().construct_mapping(node, deep)
 
 

@@ -73,6 +73,10 @@ def find_model(name: str | Path, gguf: str | None = None, *, fetch: bool = True)
     if Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2:
         raise PolicyError(f"cannot load the policy {str(name)!r}: there is no such folder.{hint}")
     if not fetch:
+        if hint or (folder.parent != Path() and folder.parent.is_dir()):
+            raise PolicyError(
+                f"cannot load the policy {str(name)!r}: there is no such folder.{hint}"
+            )
         return
     try:
         if cached_file(str(name), notes[-1], _raise_exceptions_for_missing_entries=False) is None:

@@ -43,6 +43,11 @@ class Message:
         object.__setattr__(self, "parts", tuple(self.parts))
 
     @property
+    def speakers(self) -> tuple[Message, ...]:
+        """The messages that it is, where others than its role speak in it; else it alone."""
+        return self.parts if any(part.role != self.role for part in self.parts) else (self,)
+
+    @property
     def unjoined(self) -> tuple[Message, ...]:
         """The messages that it is: one for each part."""
         return self.parts or (self,)
@@ -234,7 +239,7 @@ class Episode:
             marks = [f" · credit {credit[i]:+.3f}"] if credit else []
             marks += [f" · reward {turn.reward:g}"] if turn.reward else []
             colour = tint(credit[i], largest) if credit else BLUE
-            written += [(m.role, m.content, "", PLAIN) for m in turn.observation.unjoined]
+            written += [(m.role, m.content, "", PLAIN) for m in turn.observation.speakers]
             written.append(("assistant", turn.action, "".join(marks), colour))
         if self.final:
             written.append((self.final.role, self.final.content, "", PLAIN))

@@ -32,7 +32,7 @@ def transcript(episode: Episode, *, user: str = "Customer") -> str:
 
     lines = passage("system", episode.system) if episode.system else []
     for turn in episode.turns:
-        for message in (*turn.observation.unjoined, Message("assistant", turn.action)):
+        for message in (*turn.observation.speakers, Message("assistant", turn.action)):
             lines += passage(message.role, message.content)
         if turn.reward:
             lines += [f"*reward {turn.reward:g}*", ""]

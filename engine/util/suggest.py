@@ -57,9 +57,11 @@ ELSEWHERE = {
     "eval_dataset": "held-out starts are played by a stage `evaluate`, or by `gold` meanwhile",
     "reward_weights": "a source has its own weight: `feedback: [{judge: ..., weight: 0.5}]`",
     "output_dir": "it is the run's `folder`",
-    "report_to": "they are the run's `trackers`",
+    "report_to": "they are the `trackers` of a pipeline",
     "logging_steps": "every update is a line of the run's metrics.jsonl and of its log",
-    "save_steps": "it is the run's `checkpoint_every`, in updates",
+    "save_steps": "it is the `checkpoint_every` of a pipeline, in updates",
+    "trackers": "they are a pipeline's, next to `policy` and `stages`",
+    "checkpoint_every": "it is a pipeline's, next to `policy` and `stages`",
     "peft_config": "adapters are the policy's: `policy: {model: ..., lora: {r: 16}}`",
     "bf16": "it is the policy's: `policy: {model: ..., precision: bf16}`",
     "fp16": "it is the policy's: `policy: {model: ..., dtype: float16}`",
@@ -72,7 +74,7 @@ ELSEWHERE = {
     "max_prompt_length": "a conversation may be as long as the model's context",
     "processing_class": "the tokenizer is that of the model's folder",
     "tokenizer": "the tokenizer is that of the model's folder",
-    "use_vllm": "replies are sampled in the process, by the one `backend` that there is",
+    "use_vllm": "replies are sampled in the process; another `backend` would be a plugin's",
     "resume": "turnwise.train(..., folder=..., resume=True), or `turnwise run --resume`",
     "resume_from_checkpoint": "turnwise.train(..., folder=..., resume=True), or `turnwise run"
     " --resume`",
@@ -103,9 +105,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     ours = SYNONYMS.get(name, name)
     if ours != name and ours in names:
         return f" Here it is called {ours!r}. Known: {', '.join(names)}."
-    if name in ELSEWHERE and "updates" in names:
+    if name in ELSEWHERE and {"updates", "stages", "micro_tokens"} & set(names):
         return f" In Turnwise {ELSEWHERE[name]}. Known: {', '.join(names)}."
-    if ours in PARTS["credit"] and "lr" in names:
+    if ours in PARTS["credit"] and "minibatches" in names:  # an optimizer for RL
         return (
             f" It is an option of the credit method, called {ours!r}, which is next to"
             f" `optimizer`: `credit: {{name: ..., {ours}: ...}}`. Known: {', '.join(names)}."
@@ -128,8 +130,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 def install(extra: str) -> str:
     """Returns the command that installs what an extra of this package needs, however the package
-    itself was installed: the name `turnwise` is not on PyPI, so `pip install 'turnwise[...]'` would
-    find nothing, or an unrelated package."""
+    itself was installed: the name `turnwise` on PyPI is another project's, which `pip install
+    'turnwise[...]'` would install."""
     needs = [line.partition(";") for line in metadata.requires("turnwise") or ()]
     packages = [
         name.strip()

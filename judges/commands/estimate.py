@@ -67,7 +67,7 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
             judges = (
                 [("critic", stage.make_critic(run), None)]
                 if isinstance(stage, Revise)
-                else list(_judges(stage, each, run))
+                else list(_sources(stage.feedback if each.feedback is None else each.feedback, run))
             )
             if not judges:
                 continue
@@ -78,8 +78,8 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
             share = groups * each.weight / weights / sample
             for name, judge, source in judges:
                 if isinstance(judge, ModelJudge):
+                    assert source is not None  # a critic alone has none
                     prompts = _prompts(judge, _requests(judge, source, played))
-                    assert source is not None
                     asked = share * source.share * source.raters
                 else:
                     prompts, asked = _critics(judge, played), share
@@ -89,7 +89,8 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
 
 
 def _of_evaluate(label: str, stage: Evaluate, run: Run, sample: int) -> Iterable[Estimate]:
-    """Yields what the judge of pairs and that of `best_of` will take; the policy plays all."""
+    """Yields what the judge of pairs and that of `best_of` will take. The policy plays all, and
+    not greedily: it would say the same as itself."""
     run.stage = label
     most = max(stage.best_of.n) if stage.best_of else 1
     for env in stage.env:
@@ -102,21 +103,25 @@ def _of_evaluate(label: str, stage: Evaluate, run: Run, sample: int) -> Iterable
             (stage.best_of and stage.best_of.judge, most / 2),  # two conversations were played
         ):
             for name, judge, _ in _sources([spec] if spec else [], run):
-                requests = [
-                    Request("group", p[0].group, label, ask={"order": order}, episodes=p[::way])
-                    for p in pairs
-                    for order, way in ((0, 1), (1, -1))
-                ]
-                if judge.kind == "episode":
-                    requests = [Request("episode", e.id, label, episodes=(e,)) for e in played]
                 share = stage.episodes / sample * times
-                # One that asks in both orders by itself is asked the same twice, and once paid.
-                prompts = {(p.system, p.user): p for p in _prompts(judge, requests)}
-                yield _estimate(label, name, judge, list(prompts.values()), share)
+                if judge.kind == "group":
+                    prompts = [p for pair in pairs for p in _of_pair(judge, pair)]
+                else:
+                    asked = [Request("episode", e.id, label, episodes=(e,)) for e in played]
+                    prompts = _prompts(judge, asked)
+                yield _estimate(label, name, judge, prompts, share)
 
 
-def _judges(stage: Any, env: Any, run: Run) -> Iterable[tuple[str, Asking, Source | None]]:
-    return _sources(env.feedback if env.feedback is not None else stage.feedback, run)
+def _of_pair(judge: Any, pair: Sequence[Episode]) -> list[Any]:
+    """Returns what a judge of pairs is asked in both orders; one that asks in both by itself is
+    asked the same again, which is paid once."""
+    key = pair[0].group
+    first, second = (
+        _prompts(judge, [Request("group", key, "", ask={"order": i}, episodes=tuple(shown))])
+        for i, shown in enumerate((pair, pair[::-1]))
+    )
+    known = {(p.system, p.user) for p in first}
+    return first + [p for p in second if (p.system, p.user) not in known]
 
 
 def _sources(specs: Any, run: Run) -> Iterable[tuple[str, Any, Source]]:
@@ -130,7 +135,8 @@ def _played(run: Run, stage: Any, env: Any, sample: int, size: int, **limits: An
     """Plays some starts; returns the conversations that have replies."""
     from ...protocols import Sampling
 
-    player = PolicyPlayer(run.policy, Sampling(stage.temperature, stage.max_new_tokens))
+    temperature = stage.temperature or 1.0 if isinstance(stage, Evaluate) else stage.temperature
+    player = PolicyPlayer(run.policy, Sampling(temperature, stage.max_new_tokens))
     chosen = [
         (start, slot)
         for start in starts(env.id, 4242, sample, env.options, env.kwargs)
@@ -181,16 +187,13 @@ def _estimate(
     )
 
 
-def _requests(
-    judge: ModelJudge, source: Source | None, episodes: Sequence[Episode]
-) -> list[Request]:
+def _requests(judge: ModelJudge, source: Source, episodes: Sequence[Episode]) -> list[Request]:
     groups: dict[str, list[Episode]] = {}
     for e in episodes:
         groups.setdefault(e.group, []).append(e)
     asked: list[Question] = []
     for key, members in groups.items():
-        planner = source.given if source is not None else judge
-        asked += planner.plan(key, members)
+        asked += source.given.plan(key, members)
     return [
         Request(judge.kind, q.target, "estimate", ask=q.ask, episodes=q.episodes)
         for q in asked

@@ -78,8 +78,10 @@ def side_by_side(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
     return [shared, *(conversation(e, after) for e in episodes)]
 
 
-def _message(message: Any) -> dict[str, str]:
-    return {"from": message.role, "text": message.content}
+def _message(message: Any) -> dict[str, str] | list[dict[str, str]]:
+    """Returns a message as plain data, a list where several speak in it."""
+    found = [{"from": each.role, "text": each.content} for each in message.speakers]
+    return found[0] if len(found) == 1 else found
 
 
 def shared_turns(episodes: Sequence[Episode]) -> int:

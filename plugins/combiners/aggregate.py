@@ -70,6 +70,8 @@ class Aggregated(Combiner):
         ValueError: with what would be right.
     """
 
+    turns = ()  # scores of turns are opinions here
+
     def __init__(
         self,
         weights: Mapping[str, float],

@@ -50,7 +50,8 @@ class Weighted(Combiner):
         turns: Sequence[str] = (),
         length_control: Sequence[str] = (),
     ) -> None:
-        self.weights, self.turns = dict(weights), tuple(turns)
+        self.weights = dict(weights)
+        self.turns: tuple[str, ...] = tuple(turns)
         for option, names in (("turns", turns), ("length_control", length_control)):
             for name in names:
                 if name not in self.weights or name == "environment":

@@ -195,7 +195,7 @@ class Collector:
                         clipped(r, limit) if isinstance(r, Rewards) else r for r in combined
                     ]
                 rewards |= {e.id: r for e, r in zip(sound, combined, strict=True)}
-            if "turn_scores" not in self.parts.credit.needs:
+            if combiner.turns is not None and "turn_scores" not in self.parts.credit.needs:
                 answers = (answer for key in groups for answer in feedback[key])
                 warn_unread(self.run, combiner.turns, self.parts.sources.weights(index), answers)
         return rewards

@@ -261,9 +261,9 @@ def warn_unread(
         if only and weights.get(name) and name not in turns:
             warnings.warn(
                 f"{run.stage}: {name!r} scores turns only, and nothing trains on that: the credit"
-                " method does not read it. As rewards that come at their turns: `combiner: {name:"
-                f" weighted, turns: [{name}]}}`; as credit: `credit: judged`; only to be looked at:"
-                " `weight: 0`",
+                " method does not read it. As rewards that come at their turns: the combiner's"
+                f" `turns: [{name}]` (`weighted` and `calibrated` have it); as credit: `credit:"
+                " judged`; only to be looked at: `weight: 0`",
                 stacklevel=2,
             )
 

@@ -62,7 +62,11 @@ def blocks(episode: Episode, render: Renderer) -> list[Block]:
         preview = (
             Markup(plain(Message(message.role, message.content[:PREVIEW] + " …"))) if long else None
         )
-        html = Markup(render(message))
+        html = Markup("").join(
+            Markup("<p><strong>{}</strong></p>").format(SPEAKERS[each.role]) * (each is not message)
+            + Markup(render(each))
+            for each in message.speakers
+        )
         number = turn if message.role == "assistant" else None
         found.append(
             Block(message.role, SPEAKERS[message.role], html, number, preview, len(message.content))
