@@ -304,6 +304,13 @@ def test_two_runs_are_compared_and_a_past_one_is_looked_at(
     assert table["policy/outcome"].tolist() == [past.metrics[-1]["policy/outcome"]]
     assert list(past.frame().index) == [1, 2]
     assert past.policy.model.num_parameters() == run.policy.model.num_parameters()
+    answer = turnwise.Feedback("e", 0.5, comment="<b>", stamp=turnwise.Stamp(source="ann"))
+    shown = answer._repr_html_()
+    assert shown.count("<tr>") == 5, "a head, and what is not as by default"
+    assert "&lt;b&gt;" in shown
+    assert "ann" in shown
+    ranked = turnwise.Comparison("g", (("a",), ("b",)))
+    assert "ranking" in ranked._repr_html_()
     figure = past.plot("return", stage="rl")
     assert [axes.get_ylabel() for axes in figure.axes] == ["return"]
     assert figure._repr_png_().startswith(b"\x89PNG"), "a notebook shows it as it stands"

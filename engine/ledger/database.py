@@ -235,7 +235,7 @@ class Database:
         self._engine.dispose()
 
 
-# What a server says that turns somebody away, and how it says that it will be there again.
+# What a server answers to one that it turns away, and how it says that it will be there again.
 _REFUSED, _BACK = ("FATAL:", "password"), ("starting up", "shutting down", "in recovery")
 
 

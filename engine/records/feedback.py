@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from ..util.ids import derive_id
 from .episode import Episode
-from .shown import brief
+from .shown import brief, in_a_table
 
 Status = Literal["scored", "abstained", "failed"]
 
@@ -121,6 +121,9 @@ class Feedback:
     def __repr__(self) -> str:
         return brief(self)
 
+    def _repr_html_(self) -> str:
+        return in_a_table(self)
+
     def __post_init__(self) -> None:
         set_ = object.__setattr__
         _check_fields(self)
@@ -197,6 +200,9 @@ class Comparison:
 
     def __repr__(self) -> str:
         return brief(self)
+
+    def _repr_html_(self) -> str:
+        return in_a_table(self)
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__

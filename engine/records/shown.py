@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -15,14 +15,24 @@ _BOX = "max-width:50em;margin:.3em 0;padding:.4em .7em;border-radius:.5em;white-
 
 def brief(record: Any) -> str:
     """Returns a record's `repr` without the fields that are as they are by default."""
-    shown = []
+    shown = (f"{name}={value!r}" for name, value in _stated(record))
+    return f"{type(record).__name__}({', '.join(shown)})"
+
+
+def in_a_table(record: Any) -> str:
+    """Returns a record as an HTML table, without the fields that are as they are by default."""
+    rows = ((name, value if isinstance(value, str) else repr(value))
+            for name, value in _stated(record))  # fmt: skip
+    return table(rows, (type(record).__name__, ""))
+
+
+def _stated(record: Any) -> Iterator[tuple[str, Any]]:
     for field in dataclasses.fields(record):
         value, default = getattr(record, field.name), field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
         if field.repr and (default is dataclasses.MISSING or value != default):
-            shown.append(f"{field.name}={value!r}")
-    return f"{type(record).__name__}({', '.join(shown)})"
+            yield field.name, value
 
 
 def number(value: float) -> str:
