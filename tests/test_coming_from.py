@@ -1,4 +1,4 @@
-"""The pages for those who come from elsewhere: what stands there is run as it stands."""
+"""Pages whose scripts train: for those who come from elsewhere, and with rewards of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", (DOCS / page).read_text(), re.MULTILINE | re.DOTALL)
 
 
-PAGES = [*sorted(path.name for path in DOCS.glob("coming-from-*.md")), "ppo-with-your-reward.md"]
+PAGES = [
+    *sorted(path.name for path in DOCS.glob("coming-from-*.md")),
+    "ppo-with-your-reward.md",
+    "verifiable-rewards.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -26,6 +30,8 @@ def test_the_scripts_of_the_page_train(
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"hello {i} ?", "topic": "greeting"} for i in range(20)]
     Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sums = ({"prompt": f"{i} + 1 = ?", "answer": str(i + 1)} for i in range(20))
+    Path("sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
     names: dict[str, Any] = {}
     for block in blocks(page):
         small = block.replace("max_new_tokens=64", "max_new_tokens=6, groups=2, max_turns=2")
@@ -38,7 +44,7 @@ def test_the_scripts_of_the_page_train(
         run = names["run"]
         update = run.metrics[-1]
         assert update["failed_episodes"] == 0
-        if page not in ("coming-from-verl.md", "coming-from-verifiers.md"):
+        if page not in ("coming-from-verl.md", "coming-from-verifiers.md", "verifiable-rewards.md"):
             # There a policy of random weights gets the same for all it does.
             assert update["trained"] > 0
             assert update["steps"] > 0

@@ -524,6 +524,22 @@ def test_the_page_of_runs(model_folder: Callable[..., Path], tmp_path: Path) -> 
     assert {"id", "name", "folder", "metrics", "ledger", "policy"} <= set(dir(names["run"]))
 
 
+def test_the_page_of_determinism(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its assertion holds; with another seed it would not."""
+    monkeypatch.chdir(tmp_path)
+    [block] = blocks("determinism.md", "python")
+    code = re.sub(r"^model = .*", f"model = {str(model_folder())!r}", block, flags=re.MULTILINE)
+    paid = '"feedback": [lambda episode: len(episode.turns[-1].action)], "max_new_tokens"'
+    code = code.replace('"max_new_tokens"', paid)
+    exec(compile(code, "docs/determinism.md", "exec"), {})
+    other = code.replace('seed=7, folder="runs/two"', 'seed=8, folder="runs/three"')
+    other = other.replace("runs/one", "runs/four")
+    with pytest.raises(AssertionError):
+        exec(compile(other, "docs/determinism.md", "exec"), {})
+
+
 def test_the_page_of_publishing() -> None:
     [block] = blocks("publish-a-plugin.md", "python")
     names: dict[str, Any] = {}
