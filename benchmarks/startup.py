@@ -3,9 +3,10 @@
     python benchmarks/startup.py [--rounds 15]
 
 Each command is started in a process of its own, in turns with the others, with its files in the
-system's cache. Prints the median of seconds of each, and what it takes beyond Python itself.
-What may not be loaded on the way (torch and other heavy packages) is held by
-tests/test_architecture.py.
+system's cache. Prints the median of seconds of each, and what it takes beyond Python itself. The
+exit status says whether the limits hold, which are ratios: importing takes at most a tenth of what
+`import torch` takes, help at most as long. What may not be loaded on the way (torch and other heavy
+packages) is held by tests/test_architecture.py.
 """
 
 from __future__ import annotations
@@ -42,11 +43,14 @@ def main() -> None:
     for command in COMMANDS.values():
         seconds(command)
     taken = [{name: seconds(c) for name, c in COMMANDS.items()} for _ in range(rounds)]
-    bare = statistics.median(row["python -c pass"] for row in taken)
+    median = {name: statistics.median(row[name] for row in taken) for name in COMMANDS}
+    beyond = {name: own - median["python -c pass"] for name, own in median.items()}
     print("| what | median seconds | beyond Python |\n| --- | --- | --- |")
-    for name in COMMANDS:
-        median = statistics.median(row[name] for row in taken)
-        print(f"| `{name}` | {median:.2f} | {median - bare:.2f} |")
+    for name, own in median.items():
+        print(f"| `{name}` | {own:.2f} | {beyond[name]:.2f} |")
+    torch = beyond["import torch"]
+    held = beyond["import turnwise"] <= torch / 10 and beyond["turnwise --help"] <= torch
+    sys.exit(0 if held else 1)
 
 
 if __name__ == "__main__":

@@ -90,8 +90,7 @@ def test_types_reach_a_user_of_a_clone(tmp_path: Path) -> None:
     site = run(python, "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
     ours = next(path for path in sys.path if path.endswith("site-packages"))
     Path(site, "ours.pth").write_text(f"{ours}\n")
-    strict = ("--config-settings", "editable_mode=strict")
-    done = run(python, "-m", "pip", "install", "-q", "--no-deps", "-e", str(clone), *strict)
+    done = run(python, "-m", "pip", "install", "-q", "--no-deps", str(clone))
     assert done.returncode == 0, done.stderr
     (tmp_path / "user.py").write_text(
         "import turnwise\n\nrun = turnwise.PastRun('x')\nreveal_type(run.metrics)\nrun.metrcs\n"
@@ -116,3 +115,31 @@ def test_types_reach_a_user_of_a_clone(tmp_path: Path) -> None:
         ("user.py", "reportArgumentType"),
         ("user.py", "reportCallIssue"),
     ]
+
+
+@pytest.mark.slow
+def test_the_source_distribution_installs_and_passes_its_tests(built: Path, tmp_path: Path) -> None:
+    run = lambda *command: subprocess.run(  # noqa: E731
+        command, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    [source] = built.glob("*.tar.gz")
+    with tarfile.open(source) as archive:
+        archive.extractall(tmp_path, filter="data")
+    assert run(sys.executable, "-m", "venv", "v").returncode == 0
+    python = str(tmp_path / "v" / "bin" / "python")
+    site = run(python, "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    Path(site, "ours.pth").write_text(f"{ours}\n")
+    done = run(python, "-m", "pip", "install", "-q", "--no-deps", str(source))
+    assert done.returncode == 0, done.stderr
+    files = [
+        f"tests/test_{name}.py"
+        for name in ("tensors", "credit_methods", "ledger", "plugins", "sft", "testing")
+    ]
+    done = subprocess.run(
+        [python, "-m", "pytest", "-q", "-m", "not slow", *files], capture_output=True, text=True,
+        check=False, cwd=next(tmp_path.glob("turnwise-*")),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr
+    shown = run(python, "-c", "import turnwise; print(turnwise.__file__)").stdout
+    assert shown.startswith(site), "what was tested is what was installed"

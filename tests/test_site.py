@@ -80,11 +80,18 @@ PAGES = ("index.html", "credit.html", "reference/testing.html", "coming-from-trl
 
 @pytest.mark.parametrize(
     ("width", "scheme", "pages"),
-    [(1280, "light", PAGES), (390, "light", PAGES[:2]), (1280, "dark", PAGES[2:])],
+    [
+        (1280, "light", PAGES),
+        (390, "light", PAGES[:2]),
+        (1280, "dark", PAGES[2:]),
+        pytest.param(1280, "light", (), marks=pytest.mark.slow),  # all of them
+        pytest.param(390, "dark", (), marks=pytest.mark.slow),
+    ],
 )
 def test_pages_open_in_a_browser(
-    width: int, scheme: str, pages: tuple[str, ...], browser: Any, served: str
+    width: int, scheme: str, pages: tuple[str, ...], browser: Any, served: str, site: Path
 ) -> None:
+    pages = pages or tuple(sorted(str(p.relative_to(site)) for p in site.rglob("*.html")))
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
     context.set_default_timeout(600_000)
     page, wrong = context.new_page(), []
