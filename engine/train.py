@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -54,6 +55,7 @@ def train(
 
     Raises:
         ConfigError, PluginError: the options cannot work; raised before anything is loaded.
+        KeyboardInterrupt: Ctrl-C ended it early, with everything saved; SIGTERM raises SystemExit.
     """
     if resume and folder is None:
         raise ConfigError("resume=True goes on with what a folder holds: give the run's `folder`")
@@ -80,12 +82,22 @@ def train(
         for update in run:
             if on_status is None and not shown and run.is_main:
                 print(in_a_line(update), file=sys.stderr, flush=True)
-    if run.is_main and on_status is None:
+    _print_end(run, shown=on_status is None)
+    if run.signal:  # what the caller does with a finished run is not done with this one
+        raise KeyboardInterrupt if run.signal == signal.SIGINT else SystemExit(128 + run.signal)
+    return run
+
+
+def _print_end(run: Run, shown: bool) -> None:
+    """Prints how a run ended and where it is, and how an interrupted one goes on."""
+    if run.is_main and shown:
         how = f"{'interrupted' if run.stopping else 'finished'} after update {run.updates}"
         print(f"turnwise: {how}; everything is in {run.folder}", file=sys.stderr)
+        if run.stopping:
+            again = f"turnwise.train(..., folder={str(run.folder)!r}, resume=True)"
+            print(f"turnwise: to go on from there: {again}", file=sys.stderr)
     for label, why in ({} if run.stopping else idle_stages(run.metrics)).items():
         print(f"turnwise: {label} taught the policy nothing: {why}", file=sys.stderr)
-    return run
 
 
 def _new_folder(env: Any) -> Path:

@@ -531,8 +531,6 @@ def test_the_page_of_determinism(
     monkeypatch.chdir(tmp_path)
     [block] = blocks("determinism.md", "python")
     code = re.sub(r"^model = .*", f"model = {str(model_folder())!r}", block, flags=re.MULTILINE)
-    paid = '"feedback": [lambda episode: len(episode.turns[-1].action)], "max_new_tokens"'
-    code = code.replace('"max_new_tokens"', paid)
     exec(compile(code, "docs/determinism.md", "exec"), {})
     other = code.replace('seed=7, folder="runs/two"', 'seed=8, folder="runs/three"')
     other = other.replace("runs/one", "runs/four")

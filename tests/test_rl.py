@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import warnings
 from collections import Counter
@@ -907,3 +908,31 @@ def test_train_goes_on_with_its_folder(model_folder: Callable[..., Path], tmp_pa
         assert torch.equal(a, b)
     with pytest.raises(turnwise.ConfigError, match="give the run's `folder`"):
         turnwise.train(**given, updates=2, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_a_script_does_not_go_on_with_half_a_run(
+    number: int, raised: type[BaseException], model_folder: Callable[..., Path], tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Everything is saved, the way on is said, and what follows `train` is not reached."""
+    small = {"env": ECHO, "groups": 2, "group_size": 2, "max_new_tokens": 5, "updates": 3}
+    folder, asked = tmp_path / "r", [True]
+
+    def feedback(episode: turnwise.Episode) -> float:
+        if asked:
+            asked.clear()
+            signal.raise_signal(number)
+        return float(len(episode.turns[-1].action))
+
+    with pytest.raises(raised):
+        turnwise.train(str(model_folder()), **small, feedback=[feedback], folder=folder)
+    said = capsys.readouterr().err
+    assert "interrupted after update 1" in said
+    assert f"turnwise.train(..., folder={str(folder)!r}, resume=True)" in said
+    run = turnwise.train(
+        str(model_folder()), **small, feedback=[feedback], folder=folder, resume=True
+    )
+    assert [m["update"] for m in run.metrics] == [1, 2, 3]

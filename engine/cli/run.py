@@ -29,7 +29,8 @@ def run(
         ),
     ],
     folder: Annotated[
-        Path | None, typer.Option(help="Where the run goes; default runs/<name>.")
+        Path | None,
+        typer.Option(help="Where the run goes; default runs/<name>, with what --set says."),
     ] = None,
     settings: Annotated[list[str] | None, SETTINGS] = None,
     seed: Annotated[int | None, typer.Option(help="Short for --set seed=...")] = None,

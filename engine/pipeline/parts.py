@@ -107,8 +107,9 @@ def choose_threads() -> None:
     number, times = faster_threads()
     if number < (before := torch.get_num_threads()):
         torch.set_num_threads(number)
+        factor = f"{times:.1f} times" if times < 10 else "many times"
         warnings.warn(
-            f"one thread is {times:.1f} times as fast here as torch's {before} (another process"
+            f"one thread is {factor} as fast here as torch's {before} (another process"
             " keeps a core busy, or the machine has fewer than it seems): this run uses one. Set"
             f" `threads: {before}` in the config, or OMP_NUM_THREADS, to have it otherwise",
             stacklevel=2,

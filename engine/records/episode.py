@@ -212,8 +212,9 @@ class Episode:
     def __repr__(self) -> str:
         ended = self.ending + (f" ({self.reason})" if self.reason else "")
         where = f", {self.stage} update {self.update}" if self.stage else ""
+        turns = "1 turn" if len(self.turns) == 1 else f"{len(self.turns)} turns"
         return (
-            f"<Episode {self.id} of {self.start.env}: {len(self.turns)} turns, {ended}, return"
+            f"<Episode {self.id} of {self.start.env}: {turns}, {ended}, return"
             f" {number(self.env_return)}{where}>"
         )
 

@@ -21,7 +21,7 @@ def played(
         tokens: of a reply at most.
     """
     total = sum(each.weight for each in env)
-    limit = "" if turns is None else f" {turns:,} turns"
+    limit = "" if turns is None else f" {turns:,} turns each,"
     for each in env:
         share = starts * each.weight / total
         yield (
