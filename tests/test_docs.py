@@ -538,6 +538,71 @@ def test_the_page_of_determinism(
         exec(compile(other, "docs/determinism.md", "exec"), {})
 
 
+def small_version(block: str, model: str) -> str:
+    """A block that trains, with a tiny model and few updates."""
+    for wide, narrow in (
+        (r'(policy=)"Qwen/[^"]*"', rf"\1{model!r}"),
+        (r"updates=200", "updates=1, groups=2, group_size=2"),
+        (r"max_new_tokens=64", "max_new_tokens=6"),
+    ):
+        block = re.sub(wide, narrow, block)
+    return block
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_first_code_that_one_sees(
+    roomy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of README and of the site's first page."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    first, second = blocks("../README.md", "python")
+    exec(compile(small_version(first, roomy), "README.md", "exec"), names)
+    assert (tmp_path / "riddler" / "config.json").is_file()
+    stage = {"env": "acme/Riddle-v0", "updates": 1, "groups": 2, "group_size": 2}
+    config = {"policy": roomy, "stages": [{"rl": {**stage, "max_new_tokens": 6}}]}
+    Path("pipeline.yaml").write_text(yaml.safe_dump(config))
+    exec(compile(second, "README.md", "exec"), names)
+    gymnasium.registry.pop("acme/Riddle-v0")
+    [page] = blocks("index.md", "python")
+    exec(compile(small_version(page, roomy), "docs/index.md", "exec"), names)
+    assert names["run"].updates == 1
+
+
+def test_the_page_of_biases(capsys: pytest.CaptureFixture[str]) -> None:
+    """A judge that takes what is shown first is named, and one that likes canaries is out."""
+    from support.episodes import conversation
+
+    bias, canaries = blocks("judge-bias.md", "python")
+    pairs = [(f"a{i}", f"b{i}") for i in range(40)]
+    answers = [
+        turnwise.Comparison(
+            f"g{i}", ((order[0],), (order[1],)), id=f"{i}-{k}", shown={"order": list(order)},
+            stamp=turnwise.Stamp(source="judge"),
+        )
+        for i, pair in enumerate(pairs)
+        for k, order in enumerate((pair, pair[::-1]))
+    ]  # fmt: skip
+    episodes = [conversation("Well.", id=name) for pair in pairs for name in pair]
+    names: dict[str, Any] = {"answers": answers, "episodes": episodes, "people": None}
+    names |= {"others": None, "families_of_texts": None}
+    exec(compile(bias, "docs/judge-bias.md", "exec"), names)
+    assert re.search(r"judge what is shown first wins 100", capsys.readouterr().out)
+    names |= {"episode": episodes[0], "score": 10}
+    for line in ("schedule, quarantine = ", "if kind := "):
+        assert line in canaries
+    once = canaries.replace("Schedule(rate=0.1", "Schedule(rate=1.0")
+    exec(compile(once, "docs/judge-bias.md", "exec"), names)
+    assert names["kind"]
+    assert not names["quarantine"].quarantined, "one is no proof"
+
+
+def test_the_page_of_aggregators(capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = blocks("aggregators.md", "python")
+    exec(compile(block, "docs/aggregators.md", "exec"), {})
+    assert re.fullmatch(r"\S+ \S+\n", capsys.readouterr().out)
+
+
 def test_the_page_of_publishing() -> None:
     [block] = blocks("publish-a-plugin.md", "python")
     names: dict[str, Any] = {}
