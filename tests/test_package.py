@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tarfile
@@ -54,6 +55,16 @@ def test_the_wheel_is_whole(built: Path) -> None:
     assert metadata["License-Expression"] == "Apache-2.0"
     assert "Typing :: Typed" in metadata.get_all("Classifier", [])
     assert "judges" in metadata.get_all("Provides-Extra", [])
+
+
+def test_every_extra_is_explained(built: Path) -> None:
+    [wheel] = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        name = next(n for n in archive.namelist() if n.endswith("METADATA"))
+        extras = message_from_string(archive.read(name).decode()).get_all("Provides-Extra", [])
+    rows = re.findall(r"^\| (`.*?) \|", (ROOT / "docs" / "index.md").read_text(), re.MULTILINE)
+    explained = [extra for row in rows for extra in re.findall(r"`([\w-]+)`", row)]
+    assert sorted(explained) == sorted(extras)
 
 
 def test_the_source_distribution_has_what_its_tests_need(built: Path) -> None:
