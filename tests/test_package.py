@@ -88,36 +88,44 @@ def test_the_index_takes_both(built: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+def run_in(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def installed(source: Path, folder: Path) -> str:
+    """Installs Turnwise in a venv of its own, beside the packages that are here; returns the
+    venv's Python."""
+    assert run_in(folder, sys.executable, "-m", "venv", "v").returncode == 0
+    python = str(folder / "v" / "bin" / "python")
+    ours = next(path for path in sys.path if path.endswith("site-packages"))
+    [site] = (folder / "v" / "lib").glob("python*/site-packages")
+    (site / "ours.pth").write_text(f"{ours}\n")
+    done = run_in(folder, python, "-m", "pip", "install", "-q", "--no-deps", str(source))
+    assert done.returncode == 0, done.stderr
+    return python
+
+
 @pytest.mark.slow
 def test_types_reach_a_user_of_a_clone(tmp_path: Path) -> None:
-    """The install that README names for type checkers."""
-    run = lambda *command: subprocess.run(  # noqa: E731
-        command, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    """After the install that README names."""
     clone = tmp_path / "clone"
-    assert run("git", "clone", "-q", str(ROOT), str(clone)).returncode == 0
-    assert run(sys.executable, "-m", "venv", "v").returncode == 0
-    python = str(tmp_path / "v" / "bin" / "python")
-    site = run(python, "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
-    ours = next(path for path in sys.path if path.endswith("site-packages"))
-    Path(site, "ours.pth").write_text(f"{ours}\n")
-    done = run(python, "-m", "pip", "install", "-q", "--no-deps", str(clone))
-    assert done.returncode == 0, done.stderr
+    assert run_in(tmp_path, "git", "clone", "-q", str(ROOT), str(clone)).returncode == 0
+    python = installed(clone, tmp_path)
     (tmp_path / "user.py").write_text(
         "import turnwise\n\nrun = turnwise.PastRun('x')\nreveal_type(run.metrics)\nrun.metrcs\n"
         "turnwise.train('m', 'e', updates='3')\nturnwise.Feedback('e', scor=1)\n"
     )
-    done = run(python, "-m", "mypy", "user.py")
+    done = run_in(tmp_path, python, "-m", "mypy", "user.py")
     assert 'Revealed type is "list[dict[str, Any]]"' in done.stdout
     assert 'has no attribute "metrcs"' in done.stdout
     assert "Found 3 errors" in done.stdout, done.stdout
     for example in (ROOT / "examples").glob("*.py"):
         (tmp_path / example.name).write_bytes(example.read_bytes())
-    if run(python, "-m", "pip", "install", "-q", "basedpyright").returncode:
+    if run_in(tmp_path, python, "-m", "pip", "install", "-q", "basedpyright").returncode:
         pytest.skip("basedpyright cannot be had")
     mode = {"typeCheckingMode": "standard", "exclude": ["clone", "v"]}  # pyright's own default
     (tmp_path / "pyrightconfig.json").write_text(json.dumps(mode))
-    done = run(python, "-m", "basedpyright", "--outputjson", "--pythonpath", python)
+    done = run_in(tmp_path, python, "-m", "basedpyright", "--outputjson", "--pythonpath", python)
     checked = json.loads(done.stdout)
     found = [(Path(d["file"]).name, d["rule"]) for d in checked["generalDiagnostics"]
              if d["severity"] == "error"]  # fmt: skip
@@ -130,27 +138,16 @@ def test_types_reach_a_user_of_a_clone(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_source_distribution_installs_and_passes_its_tests(built: Path, tmp_path: Path) -> None:
-    run = lambda *command: subprocess.run(  # noqa: E731
-        command, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
     [source] = built.glob("*.tar.gz")
     with tarfile.open(source) as archive:
         archive.extractall(tmp_path, filter="data")
-    assert run(sys.executable, "-m", "venv", "v").returncode == 0
-    python = str(tmp_path / "v" / "bin" / "python")
-    site = run(python, "-c", "import site; print(site.getsitepackages()[0])").stdout.strip()
-    ours = next(path for path in sys.path if path.endswith("site-packages"))
-    Path(site, "ours.pth").write_text(f"{ours}\n")
-    done = run(python, "-m", "pip", "install", "-q", "--no-deps", str(source))
-    assert done.returncode == 0, done.stderr
+    python = installed(source, tmp_path)
     files = [
         f"tests/test_{name}.py"
         for name in ("tensors", "credit_methods", "ledger", "plugins", "sft", "testing")
     ]
-    done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-m", "not slow", *files], capture_output=True, text=True,
-        check=False, cwd=next(tmp_path.glob("turnwise-*")),
-    )  # fmt: skip
+    [root] = tmp_path.glob("turnwise-*")
+    done = run_in(root, python, "-m", "pytest", "-q", "-m", "not slow", *files)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr
-    shown = run(python, "-c", "import turnwise; print(turnwise.__file__)").stdout
-    assert shown.startswith(site), "what was tested is what was installed"
+    shown = run_in(tmp_path, python, "-c", "import turnwise; print(turnwise.__file__)").stdout
+    assert shown.startswith(str(tmp_path / "v")), "what was tested is what was installed"

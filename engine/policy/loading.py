@@ -70,13 +70,12 @@ def find_model(name: str | Path, gguf: str | None = None, *, fetch: bool = True)
     ]
     near = difflib.get_close_matches(str(folder), siblings, n=1)
     hint = f" Did you mean the folder {near[0]!r}?" if near else ""
-    if Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2:
+    local = Path(name).is_absolute() or str(name).startswith((".", "~")) or len(folder.parts) > 2
+    if not fetch:  # a name of the hub begins with no folder that is here
+        local = local or (folder.parent != Path() and folder.parent.is_dir())
+    if local:
         raise PolicyError(f"cannot load the policy {str(name)!r}: there is no such folder.{hint}")
     if not fetch:
-        if hint or (folder.parent != Path() and folder.parent.is_dir()):
-            raise PolicyError(
-                f"cannot load the policy {str(name)!r}: there is no such folder.{hint}"
-            )
         return
     try:
         if cached_file(str(name), notes[-1], _raise_exceptions_for_missing_entries=False) is None:

@@ -284,7 +284,7 @@ class Evaluate(SamplingOptions, Stage):
             for name in rest:
                 two = played[first], played[name]
                 asked = self.judge is not None and not (self._with_before and name == BEFORE)
-                judged = decided(run, lambda: self._judged(run, *two)) if asked else {}  # noqa: B023
+                judged = decided(run, partial(self._judged, run, *two)) if asked else {}
                 table[f"{label}{first} - {name}"] = asdict(paired(*two, **judged))
             if self.best_of:
                 many = self._many(run, env, where, len(players), others)

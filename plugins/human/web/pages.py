@@ -62,11 +62,12 @@ def blocks(episode: Episode, render: Renderer) -> list[Block]:
         preview = (
             Markup(plain(Message(message.role, message.content[:PREVIEW] + " …"))) if long else None
         )
-        html = Markup("").join(
-            Markup("<p><strong>{}</strong></p>").format(SPEAKERS[each.role]) * (each is not message)
-            + Markup(render(each))
-            for each in message.speakers
-        )
+        html = Markup(render(message))
+        if len(several := message.speakers) > 1:
+            named = Markup("<p><strong>{}</strong></p>{}")
+            html = Markup("").join(
+                named.format(SPEAKERS[each.role], Markup(render(each))) for each in several
+            )
         number = turn if message.role == "assistant" else None
         found.append(
             Block(message.role, SPEAKERS[message.role], html, number, preview, len(message.content))
