@@ -122,6 +122,13 @@ def register_commands(app: Typer) -> None:
 
 
 @hookspec
+def costs(run: RunView) -> list[str]:
+    """Returns lines on what a run will pay for, for `turnwise run --dry-run`; its stages are in
+    `run.stages`. Nothing may be loaded, played or asked."""
+    return []
+
+
+@hookspec
 def report_sections(ledger: Ledger, run: str) -> list[ReportSection]:
     """Returns sections for a run's report, made from its ledger alone; none where there is nothing
     to show."""

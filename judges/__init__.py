@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typer import Typer
 
     from ..protocols import ReportSection
-    from ..running import Ledger
+    from ..running import Ledger, Run
 
 __getattr__, _names = from_stub(__name__, __file__)  # no `__dir__`: pluggy looks at all it names
 __all__ = _names()
@@ -79,6 +79,13 @@ def register_commands(app: Typer) -> None:
     app.command("estimate")(commands.estimate)
     app.command("judges")(commands.judges)
     app.add_typer(simulator, name="simulator")
+
+
+@hookimpl
+def costs(run: Run) -> list[str]:
+    from .commands.estimate import at_least
+
+    return at_least(run)
 
 
 @hookimpl

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import turnwise
 import typer
 import yaml
+from support.command import Command
 from support.echo import ECHO
 from support.episodes import conversation
 from support.judges import bound
@@ -210,8 +212,11 @@ def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(
         }
         config = {"policy": str(model_folder()), "stages": [{"rl": stage}]}
         [found] = estimate(turnwise.Run(config, folder=tmp_path / "run"))
+        [short] = estimate(turnwise.Run(config, folder=tmp_path / "run"), sample=0)
         assert server.count() == 0
         assert not (tmp_path / "run").exists()
+        assert short.questions == found.questions
+        assert 0 < (short.dollars or 0) < (found.dollars or 0)
         run = turnwise.Run(config, folder=tmp_path / "run").finish()
         spent = sum(a.stamp.cost for a in run.ledger.feedback(run=run.id, late=True))
         assert found.questions == server.count() == 48
@@ -220,6 +225,34 @@ def test_an_estimate_is_of_the_prompts_that_the_run_then_sends(
     (tmp_path / "p.yaml").write_text(yaml.safe_dump(config))
     shown = command(["estimate", str(tmp_path / "p.yaml"), "--json"], turnwise.Plugins())
     assert json.loads(shown)[0]["questions"] == 48
+
+
+def test_a_dry_run_says_what_it_would_pay_at_least(tmp_path: Path) -> None:
+    """Without the policy, which is not loaded; a judge whose price is unknown says so."""
+    judge = {"judge": "rubric", "rubric": "Was it good?"}
+    stage = {
+        "env": "turnwise/SupportDesk-v0", "updates": 1000, "groups": 4, "group_size": 4,
+        "feedback": [
+            {**judge, "name": "dear", "budget": 1.5,
+             "model": {"provider": "openai", "model": "gpt-5-mini", "api_key": "k"}},
+            {**judge, "name": "own", "share": 0.5, "required": False,
+             "model": {"provider": "openai", "model": "ours", "api_key": "k"}},
+        ],
+    }  # fmt: skip
+    (tmp_path / "p.yaml").write_text(
+        yaml.safe_dump({"policy": "somebody/elses", "stages": [{"rl": stage}]})
+    )
+    done = Command("run", str(tmp_path / "p.yaml"), "--dry-run", cwd=tmp_path).wait()
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
+    paid = re.search(
+        r"rl: dear asks openai:gpt-5-mini 16,000 questions, \$([\d.]+) at least; the run pauses"
+        r" before it pays \$1.50", shown
+    )  # fmt: skip
+    assert paid, shown
+    # Answers of 250 tokens at two dollars a million, and instructions of some hundred tokens.
+    assert 8.0 < float(paid[1]) < 12.0
+    assert "rl: own asks openai:ours 8,000 questions, whose price is unknown" in shown
 
 
 @pytest.mark.parametrize(("temperature", "samples"), [(1.0, 1), (0.0, 1), (1.0, 2)])

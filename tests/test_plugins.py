@@ -254,6 +254,15 @@ def test_events_are_isolated_and_warn_once() -> None:
     assert heard == [1, 2]
 
 
+def test_what_a_run_costs_is_said_by_each_plugin_on_its_own() -> None:
+    def bad(run: Any) -> list[str]:
+        raise RuntimeError("no price list")
+
+    plugins = Plugins({"bad": plugin(costs=bad), "good": plugin(costs=lambda run: ["rl: $3"])})
+    run: Any = types.SimpleNamespace(stages=(), stage="")
+    assert plugins.costs(run) == ["rl: $3", "bad cannot say: RuntimeError: no price list"]
+
+
 def test_a_hook_that_is_to_go_warns_with_what_takes_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -134,10 +134,13 @@ def _print_outline(planned: Run) -> None:
         print(f"  {label}")
         for line in stage.outline() or ["(says nothing of what it will do)"]:
             print(f"    {line}")
-    print(
-        "What the judges of its play would cost: `turnwise estimate`; what fits in memory:"
-        " `turnwise fits`."
-    )
+    if costs := planned.plugins.costs(planned):
+        print(
+            "It would pay, the words of the conversations left out (`turnwise estimate` has them):"
+        )
+        for line in costs:
+            print(f"  {line}")
+    print("What fits in memory: `turnwise fits`.")
     policy = planned.config.policy
     given = (policy, None) if isinstance(policy, str) else (policy.model, policy.gguf)
     find_model(*given, fetch=False)

@@ -27,6 +27,7 @@ import pluggy
 from .. import hookspecs
 from ..errors import NameClash, PluginError
 from ..hookspecs import Factory
+from ..protocols import RunView
 from ..util.suggest import did_you_mean
 from .signature import PLUGINS, checked_options, parameters_of
 
@@ -256,20 +257,24 @@ class Plugins:
             raise PluginError(f"{kind} {name!r}: {error}") from error
 
     def call_event(self, event: str, **arguments: Any) -> None:
-        """Calls an event hook, each plugin on its own: a failing listener warns once and does not
-        stop the others."""
-        for implementation in getattr(self._manager.hook, event).get_hookimpls():
-            name, plugin = implementation.plugin_name, implementation.plugin
-            others = [other for other in self._manager.get_plugins() if other is not plugin]
-            try:
-                self._manager.subset_hook_caller(event, others)(**arguments)
-            except _THEIRS as error:
-                if (name, event) not in self._warned:
-                    self._warned.add((name, event))
-                    warnings.warn(
-                        f"plugin {name!r} failed in {event}: {type(error).__name__}: {error}",
-                        stacklevel=2,
-                    )
+        """Calls an event hook; a failing listener warns once and does not stop the others."""
+        for name, found in self._one_by_one(event, arguments):
+            if isinstance(found, _THEIRS) and (name, event) not in self._warned:
+                self._warned.add((name, event))
+                warnings.warn(
+                    f"plugin {name!r} failed in {event}: {type(found).__name__}: {found}",
+                    stacklevel=2,
+                )
+
+    def costs(self, run: RunView) -> list[str]:
+        """Returns what plugins say that a run will cost; one that fails says why instead."""
+        lines: list[str] = []
+        for name, found in self._one_by_one("costs", {"run": run}):
+            if isinstance(found, _THEIRS):
+                lines.append(f"{name} cannot say: {type(found).__name__}: {found}")
+            else:
+                lines += found
+        return lines
 
     def report_sections(self, ledger: Any, run: str) -> list[Any]:
         """Returns the sections that plugins add to a run's report; one that fails is replaced by
@@ -277,23 +282,29 @@ class Plugins:
         from ..records.report_section import ReportSection
 
         sections: list[Any] = []
-        for implementation in reversed(self._manager.hook.report_sections.get_hookimpls()):
-            others = [
-                other for other in self._manager.get_plugins() if other is not implementation.plugin
-            ]
-            try:
-                for found in self._manager.subset_hook_caller("report_sections", others)(
-                    ledger=ledger, run=run
-                ):
-                    sections += found or []
-            except _THEIRS as error:
-                sections.append(
-                    ReportSection(
-                        implementation.plugin_name,
-                        [f"This part failed: {type(error).__name__}: {error}"],
-                    )
-                )
+        for name, found in self._one_by_one("report_sections", {"ledger": ledger, "run": run}):
+            if isinstance(found, _THEIRS):
+                failed = f"This part failed: {type(found).__name__}: {found}"
+                sections.append(ReportSection(name, [failed]))
+            else:
+                sections += found
         return sections
+
+    def _one_by_one(
+        self, hook: str, arguments: Mapping[str, Any]
+    ) -> Iterator[tuple[str, list[Any] | Exception | SystemExit | GeneratorExit]]:
+        """Calls a hook of each plugin on its own, in pluggy's order; yields the plugin's name with
+        all that it returned, or with what it raised."""
+        for implementation in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            plugin = implementation.plugin
+            others = [other for other in self._manager.get_plugins() if other is not plugin]
+            found: list[Any] | Exception | SystemExit | GeneratorExit
+            try:
+                given = self._manager.subset_hook_caller(hook, others)(**arguments)
+                found = [each for some in given for each in some or []]
+            except _THEIRS as error:
+                found = error
+            yield implementation.plugin_name, found
 
     def call_commands(self, app: Any) -> None:
         """Lets every plugin add its commands; one that cannot is listed as FAILED."""

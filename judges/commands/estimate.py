@@ -5,6 +5,9 @@ conversations, and counted; nothing is sent. A token is taken to be four bytes o
 to have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two bytes and
 `max_tokens`. What the policy will say when it has learned is not known: conversations that grow
 cost more. Caches, canaries and repeated questions are left out.
+
+`turnwise run --dry-run` says what the same questions cost on conversations of one word and one
+reply of one word: what is written for every one of them, and the answers.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...judging import Source, Sources, with_members
-from ...protocols import Episode, Message, Question, Request, starts
+from ...protocols import Episode, Message, Question, Request, Start, Turn, starts
 from ...running import RL, Evaluate, PolicyPlayer, Rank, Run, Where, rollout
 from ..asking.options import Asking
 from ..asking.prices import cost
@@ -35,6 +38,7 @@ class Estimate:
         questions: requests to the model.
         tokens: of all prompts and answers.
         dollars, most: None where the price is unknown.
+        budget: dollars that the judge may spend in a run; None: no limit.
     """
 
     stage: str
@@ -44,6 +48,7 @@ class Estimate:
     tokens: int
     dollars: float | None
     most: float | None
+    budget: float | None
 
 
 def estimate(run: Run, sample: int = 2) -> list[Estimate]:
@@ -51,7 +56,8 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
 
     Args:
         run: the run whose stages are gone through.
-        sample: starts that are played per environment of a stage.
+        sample: starts that are played per environment of a stage. 0: nothing is loaded or played,
+            and all conversations are taken to be as short as they can be.
     """
     found: list[Estimate] = []
     for label, stage in run.stages:
@@ -75,7 +81,7 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
                 run, stage, each, sample, stage.group_size, max_turns=stage.max_turns,
                 step_limit=stage.step_limit, schedule=stage.schedule,
             )  # fmt: skip
-            share = groups * each.weight / weights / sample
+            share = groups * each.weight / weights / max(sample, 1)
             for name, judge, source in judges:
                 if isinstance(judge, ModelJudge):
                     assert source is not None  # a critic alone has none
@@ -88,28 +94,48 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
     return found
 
 
+def at_least(run: Run) -> list[str]:
+    """Returns what every model that a run asks costs at least, as lines."""
+    lines = []
+    for each in estimate(run, sample=0):
+        price = "whose price is unknown: give `prices`"
+        limit = ""
+        if each.dollars is not None:
+            price = f"${each.dollars:,.2f} at least"
+        if each.budget is not None:
+            ends = "pauses" if (each.dollars or 0) > each.budget else "would pause"
+            limit = f"; the run {ends} before it pays ${each.budget:,.2f}"
+        asked = f"{each.stage}: {each.judge} asks {each.model} {each.questions:,} questions"
+        lines.append(f"{asked}, {price}{limit}")
+    return lines
+
+
 def _of_evaluate(label: str, stage: Evaluate, run: Run, sample: int) -> Iterable[Estimate]:
     """Yields what the judge of pairs and that of `best_of` will take. The policy plays all, and
     not greedily: it would say the same as itself."""
     run.stage = label
     most = max(stage.best_of.n) if stage.best_of else 1
-    for env in stage.env:
+    asked = [
+        (found, times)
+        for spec, times in (
+            (stage.judge, len(stage.players) - 1),  # pairs of a start; each is asked in both orders
+            (stage.best_of and stage.best_of.judge, most / 2),  # two conversations were played
+        )
+        for found in _sources([spec] if spec else [], run)
+    ]
+    for env in stage.env if asked else ():
         played = _played(run, stage, env, sample, 2)
         pairs = [
             (a, b) for a, b in itertools.pairwise(played) if a.group == b.group
         ]  # of each start two were played
-        for spec, times in (
-            (stage.judge, len(stage.players) - 1),  # pairs of a start; each is asked in both orders
-            (stage.best_of and stage.best_of.judge, most / 2),  # two conversations were played
-        ):
-            for name, judge, _ in _sources([spec] if spec else [], run):
-                share = stage.episodes / sample * times
-                if judge.kind == "group":
-                    prompts = [p for pair in pairs for p in _of_pair(judge, pair)]
-                else:
-                    asked = [Request("episode", e.id, label, episodes=(e,)) for e in played]
-                    prompts = _prompts(judge, asked)
-                yield _estimate(label, name, judge, prompts, share)
+        for (name, judge, _), times in asked:
+            if judge.kind == "group":
+                prompts = [p for pair in pairs for p in _of_pair(judge, pair)]
+            else:
+                requests = [Request("episode", e.id, label, episodes=(e,)) for e in played]
+                prompts = _prompts(judge, requests)
+            share = stage.episodes / max(sample, 1) * times
+            yield _estimate(label, name, judge, prompts, share)
 
 
 def _of_pair(judge: Any, pair: Sequence[Episode]) -> list[Any]:
@@ -132,8 +158,16 @@ def _sources(specs: Any, run: Run) -> Iterable[tuple[str, Any, Source]]:
 
 
 def _played(run: Run, stage: Any, env: Any, sample: int, size: int, **limits: Any) -> list[Episode]:
-    """Plays some starts; returns the conversations that have replies."""
+    """Plays some starts; returns the conversations that have replies. Without a sample they are
+    one of each slot, as short as a conversation can be."""
     from ...protocols import Sampling
+
+    if not sample:
+        return [
+            Episode(str(slot), Start(env.id, 0), (Turn(Message("user", "Hello"), f"{slot}", 0.0),),
+                    "terminated", run=run.id, stage=run.stage, slot=slot)
+            for slot in range(size)  # equal replies are not compared
+        ]  # fmt: skip
 
     temperature = stage.temperature or 1.0 if isinstance(stage, Evaluate) else stage.temperature
     player = PolicyPlayer(run.policy, Sampling(temperature, stage.max_new_tokens))
@@ -174,16 +208,18 @@ def _estimate(
         fresh=int(sum(sizes) / 2 * share), output=int(sum(p.max_tokens for p in prompts) * share)
     )
     price = judge._price
-    dollars = [
+    dollars, at_most = (
         None if price is None else cost(usage, price, judge.batch) for usage in (expected, most)
-    ]
+    )
     return Estimate(
         stage,
         name,
         judge._model.name,
         round(len(prompts) * share),
         expected.fresh + expected.output,
-        *dollars,
+        dollars,
+        at_most,
+        judge.budget,
     )
 
 
