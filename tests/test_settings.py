@@ -242,6 +242,27 @@ def test_the_schema_takes_every_pipeline_of_the_docs_and_no_misspelt_one() -> No
         assert not checker.is_valid(lay_over(base, setting(wrong))), wrong
 
 
+def test_every_pipeline_of_the_docs_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With all of its parts, as they are made before a run begins, and what it would pay."""
+    monkeypatch.syspath_prepend(str(ROOT))  # where a reader stands: examples.agents is found
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    for provider in ("OPENAI", "ANTHROPIC"):
+        monkeypatch.setenv(f"{provider}_API_KEY", "k-test")
+    for name, each in blocks():
+        try:
+            run = turnwise.Run(each, folder=tmp_path / "run")
+            lines = [line for _, stage in run.stages for line in stage.outline()]
+            lines += run.plugins.costs(run)
+        except Exception as error:
+            error.add_note(f"in {name}: {each}")
+            raise
+        assert lines, name
+        assert not [line for line in lines if "cannot say" in line], name
+
+
 def test_a_pipeline_to_begin_with_can_be_run(
     model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ def in_a_line(update: Update) -> str:
     found = found or {key: value for key, value in metrics.items() if key.endswith("/success")}
     shown = [
         f"{update.stage} {update.number}",
-        *(f"{key} {value:.4f}" for key, value in found.items()),
+        *(f"{key} {value:z.4f}" for key, value in found.items()),
     ]
     shown += [f"{key} {metrics[key]:.0f}" for key in COUNTS if key in metrics]
     if failed := metrics.get("failed_episodes"):
@@ -128,7 +128,7 @@ class Display:
 def _summary(status: Status) -> str:
     shown = {"outcome": "outcome", "success": "success", "kl": "KL", "loss": "loss"}
     parts = [
-        f"{label} {status.metrics[key]:.3f}"
+        f"{label} {status.metrics[key]:z.3f}"
         for key, label in shown.items()
         if key in status.metrics
     ]
