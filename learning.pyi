@@ -1,4 +1,4 @@
-from .engine.pipeline.processes import shared
+from .engine.pipeline.processes import processes, shared
 from .engine.policy.activations import kept_bytes, recomputed
 from .engine.policy.batching import make_batch, row_of
 from .engine.policy.chat import ChatFormat
@@ -43,6 +43,6 @@ __all__ = [
     "clipped_policy_loss", "clipped_value_loss", "context_length", "divide", "explained_memory",
     "explained_variance", "gae", "group_advantage", "group_counts", "group_largest",
     "importance_weight", "kept_bytes", "kl_estimate", "located", "make_batch", "peak_memory",
-    "place_turn_rewards", "recomputed", "returns_to_go", "rounding", "row_of", "shared",
+    "place_turn_rewards", "processes", "recomputed", "returns_to_go", "rounding", "row_of", "shared",
     "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
 ]  # fmt: skip

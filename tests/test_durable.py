@@ -335,7 +335,7 @@ def test_a_checkpoint_that_is_there_is_not_written_again(stopped: Path) -> None:
     before = {f: f.stat().st_mtime_ns for f in found.folder.rglob("*")}
     from turnwise.engine.pipeline import checkpoint
 
-    assert checkpoint.save(stopped / "checkpoints", found.position, None, {}) == found.folder
+    assert checkpoint.save(stopped / "checkpoints", found.position, None, {}, 9) == found.folder
     assert {f: f.stat().st_mtime_ns for f in found.folder.rglob("*")} == before
 
 

@@ -50,6 +50,7 @@ def test_a_pipeline_is_sound(name: str, tmp_path: Path) -> None:
 def test_the_page_lists_every_example() -> None:
     listed = set(re.findall(r"^\| `([\w./]+?)/?` \|", (EXAMPLES / "README.md").read_text(), re.M))
     assert listed == {f"{name}.py" for name in SCRIPTS} | set(PIPELINES) | {
+        "accelerate",
         "agents",
         *(f"notebooks/{path.name}" for path in EXAMPLES.glob("notebooks/*.ipynb")),
     }

@@ -3,8 +3,6 @@ change a gradient."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 import torch
 import turnwise
 from support.echo import play
-from support.gradient_worker import change
+from support.gradients import change
 from test_promise_1_tokens import ARCHITECTURES, batch_of, disturb_lora
 from turnwise.engine.policy.activations import fitted, kept_bytes
 from turnwise.engine.policy.network import divide
@@ -234,29 +232,6 @@ def test_what_a_pass_keeps_is_measured(policy: turnwise.Policy) -> None:
     assert states.requires_grad
 
 
-def test_number_of_processes(
-    model_folder: Callable[..., Path],
-    episodes: list[turnwise.Episode],
-    tmp_path: Path,
-) -> None:
-    """Two processes with unequal shares of tokens, against one."""
-    data = {"episodes": [e.to_dict() for e in episodes[:7]], "outcomes": OUTCOMES[:7]}
-    torch.save(data, tmp_path / "data.pt")
-    worker = str(Path(__file__).parent / "support" / "gradient_worker.py")
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
-        "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", worker, str(model_folder()),
-        "ppo,grpo", str(tmp_path / "data.pt"), str(tmp_path / "two"),
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (tmp_path / "two").exists(), done.stderr[-3000:]
-    two = torch.load(tmp_path / "two", weights_only=True)
-    assert two["processes"] == 2
-    for algorithm in ("ppo", "grpo"):
-        one = change(fresh(model_folder), algorithm, episodes[:7], OUTCOMES[:7])
-        assert_same(one, two["gradients"][algorithm])
-
-
 def test_chunking_the_head_changes_nothing(
     model_folder: Callable[..., Path],
     episodes: list[turnwise.Episode],
@@ -282,48 +257,3 @@ def test_full_logits_never_exist(policy: turnwise.Policy, episodes: list[turnwis
     scored = [s for s in shapes if len(s) == 2]
     assert scored
     assert all(s[0] <= actions < tokens for s in scored)
-
-
-@pytest.mark.slow
-def test_a_whole_run_in_two_processes_is_the_run_of_one(
-    model_folder: Callable[..., Path], tmp_path: Path
-) -> None:
-    """Each process plays half of the starts; one writes; the weights end the same."""
-    (tmp_path / "c.yaml").write_text(f"""
-policy: {model_folder()}
-threads: 1
-stages:
-  - sft: {{env: turnwise/SupportDesk-v0, episodes: 30, lr: 1.0e-4}}
-  - rl: {{env: turnwise/SupportDesk-v0, updates: 2, groups: 3, group_size: 3, max_new_tokens: 8, feedback: [{{judge: regex, pattern: "(th|he|in|e)"}}],
-          optimizer: {{name: ppo, lr: 1.0e-4, kl: 0.02}}}}
-  - rank: {{env: turnwise/SupportDesk-v0, updates: 1, groups: 2, group_size: 3, max_new_tokens: 8, feedback: [simulated-panel]}}
-  - reward-model: {{held_out: 0, lr: 1.0e-4}}
-  - preference: {{optimizer: {{name: dpo, lr: 1.0e-4}}}}
-  - rl: {{env: turnwise/Maze-v0, updates: 1, groups: 3, group_size: 3, max_new_tokens: 8, max_turns: 4, pending: 18, feedback: [{{judge: regex, pattern: "e", where: all}}], optimizer: {{name: grpo, lr: 1.0e-4}}}}
-""")  # noqa: E501
-    launch = [
-        "torch.distributed.run",
-        "--nproc_per_node=2",
-        "--rdzv_backend=c10d",
-        "--rdzv_endpoint=localhost:0",
-        "-m",
-    ]
-    weights = []
-    for name, how in (("one", []), ("two", launch)):
-        command = [
-            sys.executable,
-            "-m",
-            *how,
-            "turnwise",
-            "run",
-            str(tmp_path / "c.yaml"),
-            "--folder",
-            str(tmp_path / name),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert "Finished after update 7" in done.stdout, done.stderr[-3000:]
-        weights.append(turnwise.Policy.from_pretrained(tmp_path / name / "policy"))
-        ledger = turnwise.Ledger(tmp_path / name / "ledger.sqlite")
-        assert ledger.counts() == {"episodes": 63, "requests": 29, "feedback": 29, "members": 27}
-    for a, b in zip(*(w.parameters() for w in weights), strict=True):
-        assert torch.allclose(a, b, atol=2e-5)

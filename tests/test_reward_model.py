@@ -22,7 +22,7 @@ from turnwise.plugins.combiners.weighted import Weighted
 from turnwise.plugins.reward_model.judge import RewardModelJudge
 from turnwise.plugins.reward_model.losses import bradley_terry
 from turnwise.plugins.reward_model.model import RewardModel, RewardModelError
-from turnwise.plugins.reward_model.training import Data
+from turnwise.plugins.reward_model.training import Data, Ensemble
 
 
 class LikesLetters(turnwise.GroupJudge):
@@ -394,7 +394,7 @@ def test_the_stages_loss_is_the_formula(loss: str, trained: turnwise.Run) -> Non
         data.index[e.id]: float(v[0, -1]) + model.offsets[0]
         for e, v in zip(data.episodes, model.values(data.episodes), strict=True)
     }
-    found = float(stage._loss(model, model.members[0], rows, data, groups))
+    found = float(stage._loss(Ensemble(model, stage), model.members[0], rows, data, groups))
     expected, centre, per_group = [], [], []
     for g in groups:
         own = []

@@ -47,6 +47,7 @@ def run(
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Runs a pipeline: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
+    from ..pipeline.processes import leave
     from ..pipeline.progress import Display, in_a_line, quiet
     from ..pipeline.run import Run
 
@@ -73,6 +74,7 @@ def run(
             if going.updates:
                 error.add_note(f"To go on after update {going.updates}:  {again}")
             raise
+    leave(going)
     if not going.is_main:
         return
     _print_end(going, again)

@@ -7,6 +7,7 @@ checkpoints/update-000120/
   policy/              as `save_pretrained` writes it
   <part>.safetensors   tensors of whatever else learns: optimizer, credit method, combiner, reward
                        model, source
+  <part>/              those that processes divide, each process's shares in a file of its own
 """
 
 from __future__ import annotations
@@ -72,29 +73,48 @@ class Checkpoint:
     folder: Path
     position: Position
 
-    def states(self) -> dict[str, dict[str, Any]]:
+    def states(self, policy: Policy | None = None) -> dict[str, dict[str, Any]]:
         """The state of every part, by name: tensors and plain values together, as its `state_dict`
-        gave them."""
+        gave them.
+
+        Args:
+            policy: whose weights are divided among processes, all of which call this together:
+                what was divided is divided again, whatever their number was.
+        """
         from safetensors.torch import load_file
 
         plain = json.loads((self.folder / "state.json").read_text())["states"]
-        return {
+        found = {
             name: {**values, **load_file(self.folder / f"{name}.safetensors")}
             for name, values in plain.items()
         }
+        for name in found:
+            if (self.folder / name).is_dir():
+                from ..policy.sharding import load_shares
+
+                divided = policy is not None and policy.is_sharded
+                device = policy.device if policy is not None and divided else None
+                found[name] |= load_shares(self.folder / name, device)
+        return found
 
 
 def save(
-    root: Path, position: Position, policy: Policy | None, parts: Mapping[str, Stateful]
+    root: Path,
+    position: Position,
+    policy: Policy | None,
+    parts: Mapping[str, Stateful],
+    keep: int,
 ) -> Path:
-    """Writes a checkpoint next to the others and moves it into place whole. One that is there
-    already stays.
+    """Writes a checkpoint next to the others, moves it into place whole, and removes the oldest
+    ones. One that is there already stays. Where the policy's weights are divided, all processes
+    call this together.
 
     Args:
         root: the folder of the checkpoints.
         position: how far the run is.
         policy: left out where the run has loaded none yet.
         parts: by name; those without state are left out.
+        keep: see `prune`.
 
     Raises:
         CheckpointError: it cannot be written (a full disk); the checkpoints before it are
@@ -104,13 +124,17 @@ def save(
     from torch import Tensor
 
     target, draft = root / f"update-{position.update:06d}", root / ".draft"
-    if target.exists():
-        try:
-            return read(target).folder
-        except CheckpointError:
-            pass  # of an earlier attempt, torn: written again
-    with _written(target, draft):
-        draft.mkdir(parents=True)
+    together = policy.accelerator if policy is not None and policy.is_sharded else None
+    main = together is None or together.is_main_process
+    wait = together.wait_for_everyone if together is not None else lambda: None
+    whole = _is_whole(target)
+    wait()  # all have looked before one writes
+    if whole:
+        return target
+    with _written(target, draft) if main else contextlib.nullcontext():
+        if main:
+            draft.mkdir(parents=True)
+        wait()
         if policy is not None:
             policy.save_pretrained(draft / "policy")
         plain: dict[str, Any] = {}
@@ -119,14 +143,31 @@ def save(
                 continue
             tensors = {k: v.contiguous() for k, v in state.items() if isinstance(v, Tensor)}
             plain[name] = {k: v for k, v in state.items() if k not in tensors}
-            save_file(tensors, draft / f"{name}.safetensors")
-        hashes = {
-            str(f.relative_to(draft)): _hash(f) for f in sorted(draft.rglob("*")) if f.is_file()
-        }
-        note = {"position": asdict(position), "states": plain, "files": hashes}
-        (draft / "state.json").write_text(json.dumps(note))
-        files.move(draft, target)
+            if together is not None:
+                from ..policy.sharding import save_shares
+
+                tensors = save_shares(tensors, draft / name)
+            if main:
+                save_file(tensors, draft / f"{name}.safetensors")
+        wait()
+        if main:
+            files_in = sorted(f for f in draft.rglob("*") if f.is_file())
+            hashes = {str(f.relative_to(draft)): _hash(f) for f in files_in}
+            note = {"position": asdict(position), "states": plain, "files": hashes}
+            (draft / "state.json").write_text(json.dumps(note))
+            files.move(draft, target)
+            prune(root, keep)
+    wait()
     return target
+
+
+def _is_whole(target: Path) -> bool:
+    """Returns whether a checkpoint is there; one of an earlier attempt may be torn."""
+    try:
+        read(target)
+    except CheckpointError:
+        return False
+    return True
 
 
 def save_policy(policy: Policy, target: Path) -> None:
@@ -136,6 +177,9 @@ def save_policy(policy: Policy, target: Path) -> None:
         CheckpointError: it cannot be written; what was there before stands.
     """
     draft = target.with_name(f".{target.name}")
+    if policy.is_sharded and not policy.accelerator.is_main_process:
+        policy.save_pretrained(draft)  # its share
+        return
     with _written(target, draft):
         policy.save_pretrained(draft)
         files.move(draft, target)

@@ -102,6 +102,8 @@ class RunConfig(Section):
         ledger: an SQLAlchemy URL; default: SQLite in the folder.
         threads: torch's threads; default: as many as torch finds, or one where that is clearly
             faster, which is measured when the policy is loaded; a resumed run keeps its number.
+        shard: divide weights, gradients and the optimizer's moments among the processes that train
+            together, instead of all of them in each; see docs/scale.md.
         checkpoint_every: updates between checkpoints; the end of every stage is one too.
         keep_checkpoints: how many of the latest to keep; the one the present stage began from is
             kept besides.
@@ -116,6 +118,7 @@ class RunConfig(Section):
     name: str = ""
     folder: Path | None = None
     ledger: str | None = None
+    shard: bool = False
     threads: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=10, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -7,10 +7,42 @@ import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import Interrupted
+from ..errors import ConfigError, Interrupted
 from ..protocols import RunView
 
 Result = TypeVar("Result")
+
+
+def check_launch() -> None:
+    """Checks that a launcher started what it was asked for.
+
+    Raises:
+        ConfigError: it did not, and said nothing, or it would divide weights in its own way.
+    """
+    env = os.environ
+    if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "RANK" not in env:
+        raise ConfigError(
+            "`accelerate launch` was asked for several processes and started this one alone, which"
+            " it does on CPUs: type `torchrun --nproc_per_node 2 -m turnwise run ...` instead"
+        )
+    for way in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if env.get(f"ACCELERATE_USE_{way}", "false").lower() in ("true", "1"):
+            raise ConfigError(
+                f"accelerate was told to use {way}. Turnwise divides weights with torch's FSDP2, on"
+                " CPUs too, where accelerate's becomes DDP without a word: write `shard: true`"
+                " in the pipeline, and let accelerate start plain processes"
+                " (`distributed_type: MULTI_GPU`, as in examples/accelerate)"
+            )
+
+
+def leave(run: RunView) -> None:
+    """Ends what connects the processes, once all of them are done; one that left alone would end
+    the others."""
+    if processes(run)[0] > 1:
+        import torch
+
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def shared(run: RunView, value: Any) -> Any:

@@ -26,7 +26,16 @@ from .stage import Stage
 if TYPE_CHECKING:
     from ..policy.policy import Policy
 
-FREE = ("name", "threads", "folder", "checkpoint_every", "keep_checkpoints", "trackers", "stages")
+FREE = (
+    "name",
+    "threads",
+    "shard",
+    "folder",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "trackers",
+    "stages",
+)
 
 
 def lasting(options: Any, plugins: Plugins) -> Any:
@@ -186,13 +195,14 @@ def restore_start(policy: Policy, folder: Path) -> None:
     policy.version = began.position.version
 
 
-def restore_parts(parts: Mapping[str, Stateful], found: Checkpoint) -> None:
-    """Gives parts their states of a checkpoint.
+def restore_parts(parts: Mapping[str, Stateful], found: Checkpoint, policy: Policy | None) -> None:
+    """Gives parts their states of a checkpoint, those that learn with the policy as its weights are
+    divided.
 
     Raises:
         ConfigError: it holds the states of other parts.
     """
-    states = found.states()
+    states = found.states(policy)
     learning = {name for name, part in parts.items() if part.state_dict()}
     if set(states) - set(parts) or learning - set(states):
         raise ConfigError(

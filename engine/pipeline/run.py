@@ -59,7 +59,7 @@ from .claim import (
 from .config import PolicyConfig, RunConfig
 from .parts import choose_threads, load_policy, make_stages, use_threads
 from .plugins import Plugins
-from .processes import shared
+from .processes import check_launch, shared
 from .resume import (
     check_folder,
     check_machine,
@@ -114,6 +114,7 @@ class Run(RunReader):
         sleep: Callable[[float], None] = time.sleep,
         on_status: Callable[[Status], None] | None = None,
     ) -> None:
+        check_launch()
         if isinstance(config, (str, Path)):
             config = RunConfig.load(config)
         elif isinstance(config, Mapping):
@@ -129,8 +130,7 @@ class Run(RunReader):
         self.updates = 0  # made so far, through the whole run
         self.start = 0  # the update after which the present stage began
         self.stage = ""
-        # Chat templates may write it: a resumed run keeps it.
-        self.today = date.fromtimestamp(clock())
+        self.today = date.fromtimestamp(clock())  # chat templates may write it; a resume keeps it
         self.metrics: list[dict[str, Any]] = []
         self.stopping = False
         self.paused = ""
@@ -184,6 +184,8 @@ class Run(RunReader):
         policy.card = partial(model_card, self.name, shown_config(self.config), self.metrics)
         if self._stage_start is not None:
             restore_start(policy, self._stage_start)
+        if self.config.shard:
+            policy.shard()
         return policy
 
     @cached_property
@@ -206,9 +208,9 @@ class Run(RunReader):
     def status(self, phase: str, done: int = 0, total: int = 0, **more: Any) -> None:
         """Reports what is being done to `on_status`."""
         if self.on_status:
-            last = self.metrics[-1] if self.metrics else {}
-            numbers = {k: v for k, v in last.items() if isinstance(v, float)}
-            self.on_status(Status(self.stage, phase, done, total, **{"metrics": numbers, **more}))
+            last = self.metrics[-1].items() if self.metrics else ()
+            more = {"metrics": {k: v for k, v in last if isinstance(v, float)}, **more}
+            self.on_status(Status(self.stage, phase, done, total, **more))
 
     def begin(self, parts: Mapping[str, Stateful] | None = None) -> int:
         """Tells the run what learns in addition to the policy; a stage calls this once, when all
@@ -225,7 +227,7 @@ class Run(RunReader):
         self._parts, self._begun = dict(parts or {}), True
         if self._from is None:
             here = self.folder / "checkpoints" / f"update-{self.updates:06d}"
-            if self.is_main and not here.exists():
+            if self._writes and not here.exists():
                 self.save_checkpoint()
             return 0
         found, self._from = self._from, None
@@ -234,7 +236,7 @@ class Run(RunReader):
             self.policy.version = found.position.version
             check_machine(machine_of(self.policy), found.position.machine)
         if found.position.done:
-            restore_parts(self._parts, found)
+            restore_parts(self._parts, found, self.__dict__.get("policy"))
         self._done = found.position.done
         return self._done
 
@@ -253,8 +255,9 @@ class Run(RunReader):
                 self._save(Position(self.id, 0, 0, 0, 0, 0), None)
             files.append(self.folder / "metrics.jsonl", json.dumps(line))
             self.ledger.settle()
-            if self._begun and self.updates % self.config.checkpoint_every == 0:
-                self.save_checkpoint()
+        if self._writes and self._begun and self.updates % self.config.checkpoint_every == 0:
+            self.save_checkpoint()
+        if self.is_main:
             self._tracker.log(self.stage, self.updates, metrics)
             self.plugins.call_event(
                 "update_finished", run=self, update=self.updates, metrics=metrics
@@ -310,15 +313,15 @@ class Run(RunReader):
                 self.paused, self.stopping = redact(str(error)), True
                 warnings.warn(f"the run is paused: {self.paused}", stacklevel=2)
             stopping = self._all_stop()  # it may have been asked while the stage waited
-            if self.is_main and self._done and not (stopping and not self._begun):
+            if self._writes and self._done and not (stopping and not self._begun):
                 self.save_checkpoint()
             if stopping:
                 self.status("stopped")
                 return
             self._from = None  # a stage that never begins has nothing to go on with
+        if self._writes and "policy" in self.__dict__:
+            checkpoint.save_policy(self.policy, self.folder / "policy")
         if self.is_main:
-            if "policy" in self.__dict__:
-                checkpoint.save_policy(self.policy, self.folder / "policy")
             self.plugins.call_event("run_finished", run=self)
         self.status("finished")
 
@@ -346,28 +349,26 @@ class Run(RunReader):
             raise ConfigError("play the run first: what it trained is not loaded (`finish()`)")
         return push(self.policy, repo, private=private, merge=merge)
 
+    @property
+    def _writes(self) -> bool:
+        """Whether this process takes part in writing checkpoints."""
+        return self.policy.saves if "policy" in self.__dict__ else self.is_main
+
     def save_checkpoint(self) -> Path:
         """Writes where the run stands now, and removes the oldest checkpoints beyond those kept."""
-        stage, done, start = (
-            (self._index, self._done, self.start)
-            if self._begun
-            else (self._index + 1, 0, self.updates)
-        )  # a stage that does not say what learns in it can only be gone on from its end
-        policy = self.__dict__.get("policy")
-        version = policy.version if policy else 0
-        return self._save(Position(self.id, self.updates, stage, done, start, version), policy)
+        place = (self._index, self._done, self.start)
+        if not self._begun:  # what learns in it is not known: it is gone on from its end
+            place = (self._index + 1, 0, self.updates)
+        version = policy.version if (policy := self.__dict__.get("policy")) else 0
+        return self._save(Position(self.id, self.updates, *place, version), policy)
 
     def _save(self, position: Position, policy: Policy | None) -> Path:
-        self.ledger.settle()
-        root = self.folder / "checkpoints"
-        whole = replace(
-            position,
-            machine=machine(self.today) | machine_of(policy),
-            ledger=self.ledger.mark(self.id),
-        )
-        target = checkpoint.save(root, whole, policy, self._parts)
-        checkpoint.prune(root, self.config.keep_checkpoints)
-        return target
+        if self.is_main:
+            self.ledger.settle()
+            here, held = machine(self.today) | machine_of(policy), self.ledger.mark(self.id)
+            position = replace(position, machine=here, ledger=held)
+        root, keep = self.folder / "checkpoints", self.config.keep_checkpoints
+        return checkpoint.save(root, position, policy, self._parts, keep)
 
     @cached_property
     def _from(self) -> Checkpoint | None:

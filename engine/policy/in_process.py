@@ -55,6 +55,9 @@ class SampledPolicy(Protocol):
     def autocast(self) -> Any:
         """Returns the context that sets the precision of forward passes."""
 
+    def whole(self) -> Any:
+        """Returns the context in which this process has all weights."""
+
 
 class InProcess:
     """A backend that samples with the policy's own model.
@@ -80,7 +83,8 @@ class InProcess:
         if rows < 1:
             raise ValueError(f"rows must be at least 1, got {rows}")
         self.policy, self.rows, self.prefill_tokens = policy, rows, prefill_tokens
-        self._model = CachedModel(policy.network, compile)
+        with policy.whole():
+            self._model = CachedModel(policy.network, compile)
         self._held: dict[int, Sequence[int]] = {}  # the tokens that rows of the cache hold
         self._weights: tuple[tuple[int, int], ...] = ()  # which ones they were computed with
 

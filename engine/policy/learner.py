@@ -7,14 +7,14 @@ algorithm.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import NonFiniteError
+from ..errors import NonFiniteError, PolicyError
 from ..records.batch import Row
 from ..util.ids import derive_id
 from ..util.memory import give_back_freed
@@ -54,9 +54,7 @@ class Learner:
             give_back_freed()  # before anything is played
         self.network: Any = policy.wrapped() if policy is not None else None
         self.modules = (
-            [policy.accelerator.prepare_model(m) for m in modules]
-            if policy is not None
-            else list(modules)
+            [policy.prepared(m) for m in modules] if policy is not None else list(modules)
         )
         own = policy.parameters() if policy is not None else []
         self._parameters = [*own, *(p for m in modules for p in m.parameters())]
@@ -64,6 +62,18 @@ class Learner:
             nn.Parameter(p.detach().float()) if p.dtype in HALF else p for p in self._parameters
         ]
         self._scale = max((HALF[p.dtype] for p in self._parameters if p.dtype in HALF), default=1.0)
+        divided = policy is not None and policy.is_sharded
+        if divided and options.moments == "8bit":
+            raise PolicyError(
+                "moments in 8 bits cannot be divided among processes: leave out `moments: 8bit`, or"
+                " `shard` of the policy"
+            )
+        self._full: Callable[[Tensor], Tensor] = lambda tensor: tensor
+        self._share: Callable[[Tensor, Tensor], Tensor] = lambda value, like: value
+        if divided:
+            from .sharding import full, share
+
+            self._full, self._share = full, share
         make = adamw_8bit if options.moments == "8bit" else torch.optim.AdamW
         self.adam: Any = make(
             self._masters, lr=options.lr, weight_decay=options.weight_decay, betas=betas
@@ -96,7 +106,7 @@ class Learner:
     @cached_property
     def _kept(self) -> tuple[float, float]:
         assert self.policy is not None
-        with self.policy.autocast():
+        with self.policy.autocast(), self.policy.whole():
             return kept_bytes(self.policy.model)
 
     def backward(self, loss: Tensor, micro: Micro) -> None:
@@ -106,7 +116,7 @@ class Learner:
         """
         assert self.policy is not None
         accelerator = self.policy.accelerator
-        # DDP averages over processes.
+        # DDP and FSDP average over processes.
         accelerator.backward(loss * micro.weight * accelerator.num_processes * self._scale)
 
     def discard(self) -> None:
@@ -131,6 +141,7 @@ class Learner:
             if self._scale != 1.0 and master.grad is not None:
                 master.grad /= self._scale
         norm = torch.nn.utils.clip_grad_norm_(self._masters, self.options.max_grad_norm)
+        norm = self._full(norm)
         if not bool(torch.isfinite(norm)):
             self.discard()
             overflow = (
@@ -154,6 +165,11 @@ class Learner:
         self.discard()
         self.steps += 1
         return float(norm)
+
+    @torch.no_grad()
+    def put(self, parameter: Tensor, value: Tensor) -> None:
+        """Puts a saved value into a parameter: this process's share of it, where it holds one."""
+        parameter.copy_(self._share(value, parameter))
 
     def metrics(self, norms: Sequence[float]) -> dict[str, float]:
         """Returns an update's metrics from the norms of its steps' gradients: how many they were,
@@ -185,14 +201,15 @@ class Learner:
         self.steps = int(state["steps"])
         for i, master in enumerate(self._masters):
             if f"master.{i}" in state:
-                with torch.no_grad():
-                    master.copy_(state[f"master.{i}"])
+                self.put(master, state[f"master.{i}"])
             own = {k.split(".", 2)[2]: v for k, v in state.items() if k.startswith(f"adam.{i}.")}
             if own and self.options.moments == "8bit":
                 self.adam.state[master] = restored(own, master.device)
             elif own:
                 self.adam.state[master] = {
-                    name: value.clone() if name == "step" else value.clone().to(master)
+                    name: value.clone()
+                    if name == "step"
+                    else self._share(value.clone().to(master.device, master.dtype), master)
                     for name, value in own.items()
                 }
 

@@ -306,6 +306,25 @@ def savable(config: Any) -> Any:
     return config
 
 
+def connected(device: torch.device) -> Any:
+    """Returns accelerate's connection of the processes that train together.
+
+    Raises:
+        PolicyError: it connects another number than was started.
+    """
+    from accelerate import Accelerator
+
+    made = Accelerator(cpu=device.type == "cpu")
+    wanted = int(os.environ.get("WORLD_SIZE", "1"))
+    if made.num_processes != wanted:
+        raise PolicyError(
+            f"{wanted} processes were started to train together (WORLD_SIZE), and accelerate"
+            f" connects {made.num_processes}: start them with `torchrun --nproc_per_node N -m"
+            " turnwise run ...`"
+        )
+    return made
+
+
 def found_device(device: str | None) -> str | None:
     """Returns the device that was asked for; where none was, the one that accelerate finds for this
     process, or None for the CPU."""

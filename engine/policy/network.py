@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -155,8 +155,7 @@ def micro_batch(rows: list[Row], device: torch.device, shared: int = 0) -> Micro
     return Micro(ids, row, position, target, episode, action, ends, tuple(rows), shared)
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(NamedTuple):
     """The network's output at the action tokens: log-probs and entropies [n], the hidden states
     they were predicted from [n, H], and the hidden state at the end of each row [B, H]."""
 

@@ -24,22 +24,23 @@ from ..records.batch import Batch, Row
 from ..records.episode import Message
 from ..records.sampling import Conversation, Sampling
 from ..util.files import read_note, write
+from .activations import layers
 from .chat import ChatFormat
 from .in_process import InProcess
 from .known import located
 from .loading import (
     ADAPTER_FILES,
-    LOADING,
+    connected,
     found_device,
-    import_peft,
     load,
     on_device,
     savable,
     template_of,
     with_adapters,
 )
-from .network import Micro, Network, Output, divide
+from .network import Micro, Network, Output, divide, micro_batch
 from .properties import context_length, fingerprint, is_adapted, setting
+from .weights import adapters_of, check_alike, merged, read_weights
 
 NOTE = "turnwise.json"  # what a saved policy's folder says of it besides
 
@@ -69,7 +70,8 @@ class Policy:
             raise PolicyError(f"precision must be 'no' or 'bf16', got {precision!r}")
         self.precision = precision
         self._reference: Network | None = None
-        self._reference_adapters: list[Tensor] | None = None
+        self._reference_weights: list[Tensor] | None = None
+        self._outline: Network | None = None  # without weights, once they are divided
         self._wrapped: Any = None
         # Dropout would make the log-probs of an update differ from the sampler's; LoRA's too.
         model.eval()
@@ -187,25 +189,80 @@ class Policy:
     @cached_property
     def accelerator(self) -> Any:
         """The accelerator that connects the processes that train together."""
-        from accelerate import Accelerator
-
-        return Accelerator(cpu=self.device.type == "cpu")
+        return connected(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Returns the context that sets the precision of forward passes, in sampling and training
-        alike.
-
-        (Accelerate's own setting is one per process.)
-        """
+        alike (accelerate's own setting is one per process)."""
         if self.precision == "no":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
+    def shard(self) -> None:
+        """Divides the weights among the processes that train together, in place: each holds its
+        share of them, of their gradients and of the optimizer's moments (FSDP2). One process alone
+        has nothing to divide.
+
+        Raises:
+            PolicyError: weights in 4 or 8 bits, which cannot be divided.
+        """
+        if setting(self.model.config, "quantization_config") is not None:
+            raise PolicyError(
+                "quantized weights cannot be divided among processes: leave out `shard`, so that"
+                " each process has them, or `quantize`"
+            )
+        if self.accelerator.num_processes > 1:
+            from .sharding import outline
+
+            self._outline = outline(self.network)
+            self.prepared(self.network)
+            with torch.no_grad():  # FSDP's first pass must be one of all of it
+                self.score(micro_batch([Row((0, 0), 0, (1,), (0,))], self.device))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a share of the weights."""
+        return self._outline is not None
+
+    @property
+    def saves(self) -> bool:
+        """Whether this process takes part in `save_pretrained`: the main one, which writes, and all
+        where each holds a share of the weights."""
+        return self.is_sharded or self.accelerator.is_main_process
+
+    def whole(self) -> contextlib.AbstractContextManager[None]:
+        """Returns the context in which this process has all weights, to sample with; all processes
+        enter it together. Only weights that are divided are gathered for it."""
+        if not self.is_sharded:
+            return contextlib.nullcontext()
+        from .sharding import whole
+
+        return whole(self.network)
+
+    def copied_network(self) -> Network:
+        """Returns a copy of the network, whole in this process; all processes call this
+        together."""
+        if self._outline is None:
+            return copy.deepcopy(self.network)
+        from .sharding import filled
+
+        return filled(self._outline, self.network)
+
     def wrapped(self) -> Any:
-        """Returns the network as accelerate prepared it (DDP with several processes)."""
+        """Returns the network as it is trained (DDP with several processes)."""
         if self._wrapped is None:
-            self._wrapped = self.accelerator.prepare_model(self.network)
+            self._wrapped = self.network if self.is_sharded else self.prepared(self.network)
         return self._wrapped
+
+    def prepared(self, module: nn.Module) -> Any:
+        """Returns a module as it is trained along with the policy: divided as its weights are, or
+        DDP with several processes, or itself."""
+        if not self.is_sharded:
+            return self.accelerator.prepare_model(module)
+        from .sharding import shard
+
+        shard(module, layers(module), self.device)
+        return module
 
     def micro_batches(
         self, rows: Sequence[Row], tokens: int, recompute: bool = False
@@ -217,7 +274,9 @@ class Policy:
             recompute: layers are computed again for the gradient. Nothing is shared then: what
                 stands in a cache would be put there twice.
         """
-        shares = self.network.can_share and not recompute
+        shares = self.network.can_share and not recompute and not self.is_sharded
+        if self.is_sharded and not self.network.head_is_plain:
+            tokens = 1  # it passes row by row, and each process must make as many passes
         found = divide(rows, tokens, self.device, shares)
         return [dataclasses.replace(micro, recompute=recompute) for micro in found]
 
@@ -242,8 +301,8 @@ class Policy:
         result = torch.zeros(batch.mask.shape)
         with self.reference() if reference else contextlib.nullcontext(self.network) as network:
             for micro in self.my_share(self.micro_batches(batch.rows, micro_tokens)):
+                out = self.score(micro, batch.temperature, network)
                 if micro.weight:
-                    out = self.score(micro, batch.temperature, network)
                     result[micro.episode, micro.action] = out.logprobs.float().cpu()
         return self.sum_over_processes(result)
 
@@ -269,10 +328,10 @@ class Policy:
     # The reference: the policy as it was when an optimizer that needs one was set up.
 
     def freeze_reference(self) -> None:
-        """Keeps the present weights as the reference: a copy of the model, or with LoRA of the
-        adapters alone."""
-        if self.is_lora:
-            self._reference_adapters = [p.detach().clone() for p in self.parameters()]
+        """Keeps the present weights as the reference: a copy of the model; with LoRA of the
+        adapters alone, and of this process's share where weights are divided."""
+        if self.is_lora or self.is_sharded:
+            self._reference_weights = [p.detach().clone() for p in self.parameters()]
         else:
             self._reference = copy.deepcopy(self.network).requires_grad_(False)
 
@@ -290,9 +349,9 @@ class Policy:
         """
         if self._reference is not None:
             yield self._reference
-        elif self._reference_adapters is not None:
+        elif self._reference_weights is not None:
             present = [p.detach().clone() for p in self.parameters()]
-            self._put(self._reference_adapters)
+            self._put(self._reference_weights)
             try:
                 yield self.network
             finally:
@@ -321,7 +380,9 @@ class Policy:
         content)."""
         given = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
         conversation = Conversation(0, self.chat.prompt(given), given, seed)
-        [(_, sample)] = self._talker.reply([conversation], Sampling(temperature, max_new_tokens))
+        sampling, backend = Sampling(temperature, max_new_tokens), self._talker
+        with self.whole():
+            [(_, sample)] = backend.reply([conversation], sampling)
         return self.chat.text(sample.ids)
 
     @cached_property
@@ -330,7 +391,7 @@ class Policy:
 
     def save_pretrained(self, folder: str | Path, *, merge: bool = False) -> None:
         """Writes model and tokenizer so that `from_pretrained` (ours and transformers') reads them
-        back.
+        back. Where weights are divided all processes call this together, and the main one writes.
 
         Args:
             merge: fold LoRA adapters into the weights and save a plain model; else only the
@@ -344,7 +405,15 @@ class Policy:
             raise PolicyError(
                 f"{folder} holds a whole model: save adapters into a folder of their own"
             )
-        model: Any = self._merged() if plain and self.is_lora else self.network.model
+        network = self.network
+        if self._outline is not None:
+            from .sharding import filled
+
+            main = self.accelerator.is_main_process
+            network = filled(self._outline, self.network, "cpu", keep=main)
+            if not main:
+                return
+        model: Any = merged(network) if plain and self.is_lora else network.model
         for each in (self.model, model):  # where generate() and servers look for what ends a reply
             if each.generation_config is not None:
                 savable(each.generation_config).eos_token_id = sorted(self.chat.stop_ids)
@@ -360,46 +429,6 @@ class Policy:
         if self.card is not None:
             (folder / "README.md").write_text(self.card(not plain), encoding="utf-8")
 
-    def _merged(self) -> Any:
-        """Returns a plain model with the adapters in its weights.
-
-        Raises:
-            PolicyError: it would not be the same model.
-        """
-        if setting(self.model.config, "quantization_config") is not None:
-            raise PolicyError(
-                "adapters cannot be folded into quantized weights without rounding them again: save"
-                " the adapters, load them on the plain model (Policy.from_pretrained(FOLDER),"
-                " without `quantize`) and merge there"
-            )
-        whole: Any = copy.deepcopy(self.network.model)
-        lm = whole.get_base_model()
-        tuner = import_peft().tuners.tuners_utils.BaseTunerLayer
-        inside, outside = lm.get_input_embeddings(), lm.get_output_embeddings()
-        if lm.config.get_text_config().tie_word_embeddings and any(
-            isinstance(end, tuner) for end in (inside, outside)
-        ):  # what is added to one end of a tied pair must not change the other
-            part = outside.base_layer if isinstance(outside, tuner) else outside
-            part.weight = nn.Parameter(part.weight.detach().clone())
-            for config in {id(c): c for c in (lm.config, lm.config.get_text_config())}.values():
-                config.tie_word_embeddings = False
-        merged = whole.merge_and_unload()
-        ids = torch.arange(
-            min(16, self.context_length, inside.weight.shape[0]), device=self.device
-        ).unsqueeze(0)
-        with torch.no_grad():
-            ours, theirs = (
-                m(input_ids=ids, use_cache=False).logits.float()
-                for m in (self.network.model, merged.eval())
-            )
-        if not torch.allclose(ours, theirs, rtol=0.05, atol=0.01 * float(ours.abs().max())):
-            raise PolicyError(
-                "merging the adapters gives another model (its logits are off by"
-                f" {float((ours - theirs).abs().max()):.2g}); save them unmerged, and report the"
-                " LoRA options that were used"
-            )
-        return merged
-
     @torch.no_grad()
     def load_weights(self, folder: str | Path) -> None:
         """Loads the weights that `save_pretrained` wrote (adapters with LoRA) into this policy, in
@@ -408,43 +437,13 @@ class Policy:
         Raises:
             PolicyError: they are of another model; nothing was changed.
         """
-        network = self.network.model
-        adapters = (Path(folder) / "adapter_config.json").is_file()
-        if adapters != self.is_lora:
-            there, here = ("LoRA adapters", "a whole model")[:: 1 if adapters else -1]
-            raise PolicyError(
-                f"the weights in {folder} are of another model than this policy: {there} there,"
-                f" {here} here"
-            )
-        if self.is_lora:
-            peft = import_peft()
-            found = peft.load_peft_weights(str(folder), device="cpu")
-            own = peft.get_peft_model_state_dict(network)
-        else:
-            with LOADING:
-                fresh = type(self.model).from_pretrained(
-                    str(folder), dtype=self.model.dtype, use_safetensors=True
-                )
-            found, own = dict(fresh.named_parameters()), dict(self.model.named_parameters())
-        shapes = [
-            {name: tuple(value.shape) for name, value in each.items()} for each in (found, own)
-        ]
-        if shapes[0] != shapes[1]:
-            odd = sorted(
-                {
-                    name
-                    for name in {*shapes[0], *shapes[1]}
-                    if shapes[0].get(name) != shapes[1].get(name)
-                }
-            )
-            raise PolicyError(
-                f"the weights in {folder} are of another model than this policy: {len(odd)}"
-                f" parameters differ in name or shape, such as {odd[0]!r}"
-                f" ({shapes[0].get(odd[0], 'missing')} there, {shapes[1].get(odd[0], 'missing')}"
-                " here)"
-            )
-        if self.is_lora:
-            peft.set_peft_model_state_dict(network, found)
-        else:
-            for name, parameter in own.items():
-                parameter.copy_(found[name])
+        own = adapters_of(self.network) if self.is_lora else dict(self.model.named_parameters())
+        found = read_weights(folder, self.network)
+        check_alike(found, own, folder)
+        for name, parameter in own.items():
+            value = found[name]
+            if self.is_sharded:
+                from .sharding import share
+
+                value = share(value, parameter)
+            parameter.copy_(value)

@@ -56,7 +56,8 @@ def play(
     if group_ended and world == 1:
         options["ended"] = _by_group(run, chosen, group_ended)
     share = _share(chosen, world, rank)
-    played = rollout(player, share, where, environments=run.environments, **options)
+    with run.policy.whole() if world > 1 else contextlib.nullcontext():
+        played = rollout(player, share, where, environments=run.environments, **options)
     if world > 1:
         from accelerate.utils import gather_object
 

@@ -16,7 +16,6 @@ penalty stands in the reward by default.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from itertools import chain
 from typing import Any, ClassVar, Literal
@@ -59,7 +58,7 @@ class Critic(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Returns the value at each token, [...], from hidden states [..., H]."""
-        return self.layers(hidden.float()).squeeze(-1)
+        return self.layers(hidden.float()).squeeze(-1).clone()  # a view loses FSDP's hooks
 
 
 class PPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
@@ -104,7 +103,7 @@ class PPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self._values = Critic(policy.hidden_size).to(policy.device)
-        self._trunk = copy.deepcopy(policy.network) if self.critic == "separate" else None
+        self._trunk = policy.copied_network() if self.critic == "separate" else None
         self._learner = Learner(
             policy, self, [self._values, *([self._trunk] if self._trunk else [])]
         )
@@ -126,13 +125,14 @@ class PPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
             torch.zeros(batch.mask.shape),
         )
         for micro in policy.my_share(policy.micro_batches(batch.rows, self.micro_tokens)):
-            if not micro.weight:
-                continue
             out = policy.score(micro, batch.temperature, policy.network)
             seen = self._states(policy, micro, batch.temperature, out, self._trunk)
-            values[micro.episode, micro.action] = self._values(seen.hidden).cpu()
+            now, at_end = self._values(seen.hidden), self._values(seen.end_hidden)
+            if not micro.weight:
+                continue
+            values[micro.episode, micro.action] = now.cpu()
             prox[micro.episode, micro.action] = out.logprobs.float().cpu()
-            for row, value in zip(micro.rows, self._values(seen.end_hidden).tolist(), strict=True):
+            for row, value in zip(micro.rows, at_end.tolist(), strict=True):
                 if row.bootstrap:
                     bootstrap[row.episode] = value
         batch.values, batch.bootstrap = (
@@ -213,7 +213,7 @@ class PPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the states of learner, critic and trunk, and the KL coefficient."""
-        own = {f"critic.{k}": v for k, v in self._values.state_dict().items()}
+        own = {f"critic.{k}": v for k, v in self._values.named_parameters()}
         if self._trunk is not None:
             own |= {f"trunk.{k}": v for k, v in self._trunk.named_parameters() if v.requires_grad}
         return {**self._learner.state_dict(), **own, "kl_coef": self._kl.coef}
@@ -222,11 +222,8 @@ class PPO(PassOptions, PolicyLossOptions, KLOptions, Optimizer):
         """Takes up the states of learner, critic and trunk, and the KL coefficient."""
         self._learner.load_state_dict(state)
         self._kl.coef = float(state["kl_coef"])
-        self._values.load_state_dict(
-            {k.removeprefix("critic."): v for k, v in state.items() if k.startswith("critic.")}
-        )
-        if self._trunk is not None:
-            with torch.no_grad():
-                for name, parameter in self._trunk.named_parameters():
-                    if parameter.requires_grad:
-                        parameter.copy_(state[f"trunk.{name}"])
+        parts = {"critic": self._values, "trunk": self._trunk}
+        for part, module in parts.items():
+            for name, parameter in module.named_parameters() if module is not None else ():
+                if parameter.requires_grad:
+                    self._learner.put(parameter, state[f"{part}.{name}"])

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from ...learning import shared
+from ...learning import processes, shared
 from ...protocols import ConfigError, RunView, Stage, Update
 from ...running import Chosen, Weights, check_weights, comparing, weighed
 from ...tools import derive_id
@@ -76,7 +76,8 @@ class TrainRewardModel(Training, Stage):
     def play(self, run: RunView) -> Iterator[Update]:
         """Fits the ensemble to comparisons; an update is `steps_per_update` steps of each
         member."""
-        chosen, ensemble = Chosen(), Ensemble(self._beginning(run), self)
+        together = run.policy if processes(run)[0] > 1 else None
+        chosen, ensemble = Chosen(), Ensemble(self._beginning(run), self, together)
         model = ensemble.model
         done = run.begin({"chosen": chosen, "members": ensemble})
         comparisons = weighed("reward-model", chosen.comparisons(run, self.data), self.weights)
@@ -113,6 +114,7 @@ class TrainRewardModel(Training, Stage):
             name = str(run.folder / ".reward-model-start")
             if run.is_main:
                 shutil.rmtree(name, ignore_errors=True)
+            if run.policy.saves:
                 run.policy.save_pretrained(name, merge=True)
             shared(run, None)  # written before any process reads it
         loaded = [load_member(name, seed + m) for m in range(self.members)]

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...judging import Pair, connected, opinion, pairs, rater_agreement, truth_agreement
 from ...learning import (
     Learner,
+    Micro,
+    Policy,
     SupervisedOptions,
     divide,
     explained_memory,
@@ -103,8 +105,10 @@ class Training(SupervisedOptions):
                     "training the reward model",
                     "`activation_memory`, `micro_tokens` or `batch_size`",
                 ):
-                    loss = self._loss(model, member, rows, data, groups, kept)
-                    loss.backward()
+                    loss = self._loss(ensemble, member, rows, data, groups, kept)
+                    if loss.requires_grad:
+                        loss.backward()
+                    ensemble.add_up(member)
                 norm = learner.step(step / steps, [f"start {g}" for g in groups])
                 losses.append(float(loss.detach()))
             yield Step(step + 1, steps, losses, norm, ensemble.learners[0].rate)
@@ -127,7 +131,7 @@ class Training(SupervisedOptions):
 
     def _loss(
         self,
-        model: RewardModel,
+        ensemble: Ensemble,
         member: Any,
         rows: Sequence[Any],
         data: Data,
@@ -138,11 +142,11 @@ class Training(SupervisedOptions):
         bytes that keeps for a token, until the loss is known."""
         wanted = sorted({e for g in groups for e in data.members[g]})
         chosen = [rows[e] for e in wanted]
-        micros = divide(chosen, self.micro_tokens, model.device)
+        micros = divide(chosen, self.micro_tokens, ensemble.model.device)
         kept *= sum(micro.ids.numel() for micro in micros)
         too_much = kept > (self.activation_memory or 0.0) * 2**30
         with recomputed(member) if too_much else nullcontext():
-            scores = torch.cat([model.read(member, micro) for micro in micros])
+            scores = ensemble.scores(member, micros)
         place = {
             (e, k): i
             for i, (e, k) in enumerate((e, k) for micro in micros for e,
@@ -198,11 +202,43 @@ class Training(SupervisedOptions):
 
 
 class Ensemble:
-    """The members of a reward model, each with its own optimizer, as one state."""
+    """The members of a reward model, each with its own optimizer, as one state.
 
-    def __init__(self, model: RewardModel, options: Training) -> None:
-        self.model = model
+    Args:
+        model: of these members.
+        options: of their learners.
+        policy: of the run, where several processes train together; None: this one trains alone.
+    """
+
+    def __init__(self, model: RewardModel, options: Training, policy: Policy | None = None) -> None:
+        self.model, self.policy = model, policy
         self.learners = [Learner(None, options, [member]) for member in model.members]
+
+    def scores(self, member: Any, micros: Sequence[Micro]) -> Tensor:
+        """Returns a member's scores of all action tokens of some micro-batches. With several
+        processes each reads its share, and has the others' scores without a gradient: the loss is
+        the same in all of them, and their gradients add up to its gradient."""
+        if self.policy is None:
+            return torch.cat([self.model.read(member, micro) for micro in micros])
+        accelerator = self.policy.accelerator
+        mine = range(accelerator.process_index, len(micros), accelerator.num_processes)
+        own = {i: self.model.read(member, micros[i]) for i in mine}
+        sizes = [len(micro.episode) for micro in micros]
+        known = torch.zeros(sum(sizes), device=self.model.device)
+        for i, part in enumerate(known.split(sizes)):
+            if i in own:
+                part.copy_(own[i].detach())
+        known = self.policy.sum_over_processes(known)
+        return torch.cat([own.get(i, part) for i, part in enumerate(known.split(sizes))])
+
+    def add_up(self, member: nn.Module) -> None:
+        """Adds up the gradients of all processes."""
+        if self.policy is None:
+            return
+        for parameter in member.parameters():
+            if parameter.requires_grad:
+                own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.policy.sum_over_processes(own)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns every member's weights and its learner's state."""

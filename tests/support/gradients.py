@@ -1,10 +1,8 @@
-"""Makes one update of an optimizer, in one or two processes, and saves what it did to the weights;
-used by test_promise_2_gradients.py."""
+"""Makes one update of an optimizer and reads its gradient off the weights; used by
+test_promise_2_gradients.py."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -58,20 +56,3 @@ def change(
         for k, v in policy.network.state_dict().items()
         if v.dtype.is_floating_point
     }
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    folder, algorithms, data, out = sys.argv[1:]
-    stored = torch.load(data, weights_only=True)
-    episodes = [turnwise.Episode.from_dict(e) for e in stored["episodes"]]
-    found = {}
-    for algorithm in algorithms.split(","):
-        policy = turnwise.Policy.from_pretrained(folder, device="cpu")
-        found[algorithm] = change(policy, algorithm, episodes, stored["outcomes"], micro_tokens=150)
-    if policy.accelerator.is_main_process:
-        torch.save({"gradients": found, "processes": policy.accelerator.num_processes}, Path(out))
-    policy.accelerator.wait_for_everyone()
-    if policy.accelerator.num_processes > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()

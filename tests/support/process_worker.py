@@ -1,0 +1,60 @@
+"""Plays a pipeline in the processes that a launcher started and saves the gradient of every step;
+used by test_processes.py.
+
+Steps are plain gradient descent: AdamW's first ones have the size of the rate whatever the gradient
+is, so rounding where it is nearly zero would be seen in everything that follows.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import turnwise
+from torch.distributed.tensor import DTensor
+from turnwise.engine.pipeline.processes import leave
+from turnwise.engine.policy.learner import Learner
+
+
+def play(config: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the gradients of every step of a run, whole, and the weights it ends with."""
+    gradients: list[list[torch.Tensor]] = []
+    whole = lambda t: t.full_tensor() if isinstance(t, DTensor) else t  # noqa: E731
+    step = Learner.step
+
+    def recorded(learner: Learner, progress: float, what: Any) -> float:
+        gradients.append(
+            [
+                torch.zeros(p.shape) if p.grad is None else whole(p.grad).detach().clone()
+                for p in learner._parameters
+            ]
+        )
+        learner.adam = torch.optim.SGD(learner._masters, lr=0.05)
+        return step(learner, progress, what)
+
+    Learner.step = recorded  # type: ignore[method-assign]
+    try:
+        run = turnwise.Run(config, folder=folder).finish()
+    finally:
+        Learner.step = step  # type: ignore[method-assign]
+    network = run.policy.copied_network()
+    found = {
+        "gradients": gradients,
+        "weights": [p.detach() for p in network.parameters()],
+        "processes": run.policy.accelerator.num_processes,
+        "divided": run.policy.is_sharded,
+        "updates": run.updates,
+    }
+    return found | {"run": run}
+
+
+if __name__ == "__main__":
+    asked, out = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])
+    made = [play(config, out / str(i)) for i, config in enumerate(asked)]
+    run = [each.pop("run") for each in made][-1]
+    if run.is_main:
+        torch.save(made, out / "made.pt")
+    leave(run)
