@@ -43,6 +43,6 @@ __all__ = [
     "clipped_policy_loss", "clipped_value_loss", "context_length", "divide", "explained_memory",
     "explained_variance", "gae", "group_advantage", "group_counts", "group_largest",
     "importance_weight", "kept_bytes", "kl_estimate", "located", "make_batch", "peak_memory",
-    "place_turn_rewards", "processes", "recomputed", "returns_to_go", "rounding", "row_of", "shared",
-    "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
+    "place_turn_rewards", "processes", "recomputed", "returns_to_go", "rounding", "row_of",
+    "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
 ]  # fmt: skip

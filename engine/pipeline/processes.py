@@ -17,7 +17,7 @@ def check_launch() -> None:
     """Checks that a launcher started what it was asked for.
 
     Raises:
-        ConfigError: it did not, and said nothing, or it would divide weights in its own way.
+        ConfigError: it did not, or it would divide weights in its own way.
     """
     env = os.environ
     if "ACCELERATE_MIXED_PRECISION" in env and "MASTER_ADDR" in env and "RANK" not in env:

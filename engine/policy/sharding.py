@@ -122,7 +122,7 @@ def load_shares(folder: Path, device: torch.device | None) -> dict[str, Tensor]:
 
     Args:
         folder: where it stands.
-        device: of the tensors, divided anew among all processes, which call this together; None:
+        device: of the tensors, divided again among all processes, which call this together; None:
             whole, in this process alone.
     """
     reader = FileSystemReader(folder)
