@@ -83,9 +83,9 @@ def register_commands(app: Typer) -> None:
 
 @hookimpl
 def costs(run: Run) -> list[str]:
-    from .commands.estimate import at_least
+    from .commands.estimate import without_words
 
-    return at_least(run)
+    return without_words(run)
 
 
 @hookimpl

@@ -246,13 +246,46 @@ def test_a_dry_run_says_what_it_would_pay_at_least(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     shown = done.stdout
     paid = re.search(
-        r"rl: dear asks openai:gpt-5-mini 16,000 questions, \$([\d.]+) at least; the run pauses"
+        r"rl: dear asks openai:gpt-5-mini 16,000 questions, about \$([\d.]+); the run pauses"
         r" before it pays \$1.50", shown
     )  # fmt: skip
     assert paid, shown
     # Answers of 250 tokens at two dollars a million, and instructions of some hundred tokens.
     assert 8.0 < float(paid[1]) < 12.0
     assert "rl: own asks openai:ours 8,000 questions, whose price is unknown" in shown
+
+
+def test_an_estimate_needs_no_key_and_knows_what_goes_up(
+    model_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is sent, so no key is asked for; an escalation lets a tenth up."""
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    second = {"judge": "rubric", "model": "openai:gpt-5-mini", "rubric": "Was it good?"}
+    judge = {"judge": "escalation", "first": "length", "then": second, "unsure": 0.6, "limit": 0.1}
+    stage = {"env": "turnwise/SupportDesk-v0", "updates": 10, "groups": 4, "group_size": 5,
+             "max_new_tokens": 4, "feedback": [judge]}  # fmt: skip
+    (tmp_path / "p.yaml").write_text(
+        yaml.safe_dump({"policy": str(model_folder()), "stages": [{"rl": stage}]})
+    )
+    done = Command("estimate", str(tmp_path / "p.yaml"), "--json", cwd=tmp_path).wait()
+    assert done.returncode == 0, done.stderr
+    assert [each["questions"] for each in json.loads(done.stdout)] == [20]
+
+
+def test_a_dry_run_names_users_that_a_model_plays(tmp_path: Path) -> None:
+    scenarios = tmp_path / "users.jsonl"
+    scenarios.write_text('{"profile": "You want tea.", "opening": "Hello"}\n')
+    kwargs = {"user": "openai:gpt-5", "scenarios": str(scenarios)}
+    users = {"id": "turnwise/SimulatedUser-v0", "kwargs": kwargs}
+    stage = {"env": users, "updates": 1, "feedback": ["length"]}
+    (tmp_path / "p.yaml").write_text(
+        yaml.safe_dump({"policy": "somebody/elses", "stages": [{"rl": stage}]})
+    )
+    done = Command("run", str(tmp_path / "p.yaml"), "--dry-run", cwd=tmp_path,
+                   env={"OPENAI_API_KEY": "k-test"}).wait()  # fmt: skip
+    assert "rl: openai:gpt-5 plays the users of turnwise/SimulatedUser-v0" in done.stdout, (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(("temperature", "samples"), [(1.0, 1), (0.0, 1), (1.0, 2)])

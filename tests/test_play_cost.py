@@ -125,6 +125,7 @@ def test_weights_that_changed_are_seen_by_whoever_plays_next(
     player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 8))
     starts = [(s, slot) for s in turnwise.starts("test/Echo-v0", 0, 2) for slot in range(2)]
     before = policy.reply([turnwise.Message("user", "hello there")], seed=1)
+    assert policy.reply("hello there", seed=1) == before
     turnwise.rollout(player, starts)
     with torch.no_grad():
         for parameter in policy.network.parameters():

@@ -242,6 +242,13 @@ def test_the_schema_takes_every_pipeline_of_the_docs_and_no_misspelt_one() -> No
         assert not checker.is_valid(lay_over(base, setting(wrong))), wrong
 
 
+def test_an_empty_further_file_is_named(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    path = pipeline(tmp_path, model_folder())
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(turnwise.ConfigError, match="a mapping with the settings that it changes"):
+        turnwise.RunConfig.load(path, tmp_path / "empty.yaml")
+
+
 def test_every_pipeline_of_the_docs_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -295,7 +302,9 @@ def test_two_runs_are_compared_and_a_past_one_is_looked_at(
     folders = []
     for lr in (1e-3, 0.1):
         folders.append(tmp_path / f"run-{lr}")
-        config = turnwise.RunConfig.load(path, setting(f"stages.rl.optimizer.lr={lr}"))
+        # The second states two defaults as well, of which one is another value.
+        stated = {"seed": 0, "stages": {"rl": {"temperature": 1.0}}} if lr == 0.1 else {}
+        config = turnwise.RunConfig.load(path, setting(f"stages.rl.optimizer.lr={lr}"), stated)
         run = turnwise.Run(config, folder=folders[-1]).finish()
     done = Command("compare", *map(str, folders), "--json").wait()
     assert done.returncode == 0, done.stderr

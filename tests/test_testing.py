@@ -227,6 +227,38 @@ class Tells(Fine):
         return f"Tells({self.api_key})"
 
 
+class TellsInAMapping(Fine):
+    def __init__(self) -> None:
+        self.headers = {"authorization": "Bearer tok-very-secret"}
+
+    def __repr__(self) -> str:
+        return f"TellsInAMapping({self.headers})"
+
+
+class TellsInItsVersion(Fine):
+    def __init__(self) -> None:
+        self.api_key = "sk-very-secret"
+        self.version = f"1/{self.api_key}"
+
+
+class TellsInItsAnswers(Fine):
+    def __init__(self) -> None:
+        self.api_key = "sk-very-secret"
+
+    def score(self, episodes: Any) -> Any:
+        return [turnwise.Feedback(e.id, 1.0, comment=f"by {self.api_key}") for e in episodes]
+
+
+class DrawnOncePerId(Fine):
+    def __init__(self) -> None:
+        self.known: dict[str, float] = {}
+
+    def score(self, episodes: Any) -> Any:
+        for e in episodes:
+            self.known.setdefault(e.id, float(len(self.known)))
+        return [turnwise.Feedback(e.id, self.known[e.id]) for e in episodes]
+
+
 class Eager(Fine):
     def score(self, episodes: Any) -> Any:
         return [turnwise.Feedback("none", score=0.0) for _ in (*episodes, 0)]
@@ -248,6 +280,10 @@ class Eager(Fine):
         (Blocks(), "blocks its loop for"),
         (Tells(), "its repr shows the secret in the attribute 'api_key'"),
         (Eager(), "asked about no conversation it answers"),
+        (TellsInAMapping(), r"its repr shows the secret in the attribute 'headers.authorization'"),
+        (TellsInItsVersion(), "its version shows the secret"),
+        (TellsInItsAnswers(), "its answer shows the secret"),
+        (DrawnOncePerId(), "asked about 'curt' under another id"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Fine) else "",
 )
@@ -274,9 +310,10 @@ def test_a_sound_judge_passes_a_random_one_if_that_is_meant() -> None:
 
         def __init__(self) -> None:
             self.slots, self.tokenizer = None, "gpt2"
+            self.key, self.api_key = "helpful", "env:OPENAI_API_KEY"
 
         def __repr__(self) -> str:
-            return f"Limited({self.tokenizer})"
+            return f"Limited({self.tokenizer}, {self.key}, {self.api_key})"
 
         async def score(self, episodes: Any) -> Any:
             self.slots = self.slots or asyncio.Semaphore(1)
@@ -286,6 +323,23 @@ def test_a_sound_judge_passes_a_random_one_if_that_is_meant() -> None:
                 return Fine().score(episodes)
 
     testing.check_judge(Limited())
+
+
+def test_a_model_in_float32_that_pads_is_sound() -> None:
+    """What stands next to a conversation changes the last bits of its score."""
+
+    class Padded(Fine):
+        def score(self, episodes: Any) -> Any:
+            found = [turnwise.Feedback(e.id, float(len(e.turns)) * 0.1) for e in episodes]
+            return [dataclasses.replace(f, score=f.score + 1e-7 * len(found)) for f in found]
+
+    testing.check_judge(Padded())
+
+
+def test_what_is_no_judge_is_named() -> None:
+    for given in ("length", 3):
+        with pytest.raises(TypeError, match="takes a judge or a function of an episode, got"):
+            testing.check_judge(given)
 
 
 async def blocking(episode: turnwise.Episode) -> float:
@@ -351,6 +405,11 @@ class RanksByChance(Ranks):
         return found if self.calls % 2 else dataclasses.replace(found, ranking=found.ranking[::-1])
 
 
+class RanksAsShown(Ranks):
+    def rank(self, group: Any) -> Any:
+        return turnwise.Comparison(group[0].group, tuple((e.id,) for e in group))
+
+
 class RanksNothing(Ranks):
     def rank(self, group: Any) -> Any:
         return [e.id for e in group]
@@ -363,6 +422,7 @@ class RanksNothing(Ranks):
         (RanksStrangers(), "it ranks 'nobody', which it was not asked about"),
         (RanksByChance(), "asked twice about the same group it ranks otherwise"),
         (RanksNothing(), "not with a Comparison"),
+        (RanksAsShown(), "in the reverse order it ranks otherwise"),
     ],
 )
 def test_a_judge_that_compares_with_a_fault_is_found(judge: Any, fault: str) -> None:
@@ -380,7 +440,7 @@ class Mailbox(turnwise.FeedbackSource):
     def __init__(self) -> None:
         self.asked: dict[str, Any] = {}
         self.answers: dict[str, Any] = {}
-        self.token = "s3cret"
+        self.token = "tok-s3cret"
 
     def request(self, requests: Any) -> None:
         self.asked |= {r.id: r for r in requests}
@@ -412,7 +472,7 @@ class AsksTwice(Mailbox):
 
     def put(self, request: Any) -> None:
         super().put(request)
-        [(id_, answer)] = self.answers.items()
+        id_, answer = list(self.answers.items())[-1]
         for k in range(1, self.times[request.id]):
             self.answers[f"{id_}-{k}"] = dataclasses.replace(answer, id=f"{id_}-{k}")
 
@@ -537,9 +597,76 @@ class LosesItsMemory(Mailbox):
             super().request(requests)
 
 
+class LaterOnesAreNonsense(Mailbox):
+    def put(self, request: Any) -> None:
+        super().put(request)
+        if request.id != next(iter(self.asked)):
+            answer = self.answers[f"mail-{request.id}"]
+            self.answers[answer.id] = dataclasses.replace(answer, episode="nonsense")
+
+
+class AnswersTheFirst(Mailbox):
+    def put(self, request: Any) -> None:
+        if request.id == next(iter(self.asked)):
+            super().put(request)
+
+
+class AcknowledgesAll(Mailbox):
+    def acknowledge(self, ids: Any) -> None:
+        self.answers.clear()
+
+
+class Counts(Mailbox):
+    """Its count begins again with the process."""
+
+    count = 0
+
+    def put(self, request: Any) -> None:
+        super().put(request)
+        answer = self.answers.pop(f"mail-{request.id}")
+        self.count += 1
+        self.answers[f"mail-{self.count}"] = dataclasses.replace(answer, id=f"mail-{self.count}")
+
+
+class RanksOthers(Mailbox):
+    kind = "group"
+
+    def put(self, request: Any) -> None:
+        ranked = turnwise.Comparison(
+            request.target, (("stranger",), (request.episodes[0].id,)), id=f"c-{request.id}",
+            stamp=turnwise.Stamp(request=request.id),
+        )  # fmt: skip
+        self.answers[ranked.id] = ranked
+
+
+class RepeatsTheOld(Mailbox):
+    """After a restart it has nothing but what was acknowledged long ago."""
+
+    old: ClassVar[dict[str, Any]] = {}
+    made = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        RepeatsTheOld.made += 1
+        self.restarted = RepeatsTheOld.made % 2 == 0
+
+    def put(self, request: Any) -> None:
+        if self.restarted:
+            self.answers |= RepeatsTheOld.old
+        else:
+            super().put(request)
+            RepeatsTheOld.old |= self.answers
+
+
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
+        (LaterOnesAreNonsense, "it answers about 'nonsense'"),
+        (AnswersTheFirst, "no answer to one of the requests arrived"),
+        (AcknowledgesAll, "no answer to one of the requests arrived"),
+        (Counts, "the id 'mail-1' is given to another answer after a restart"),
+        (RanksOthers, "it ranks 'stranger', which it was not asked about"),
+        (RepeatsTheOld, "what was asked before a restart is not answered after it"),
         (AsksTwice, "one request that was asked twice has two answers"),
         (NewIds, "one answer arrives several times"),
         (ChangesItsMind, "another content under the same id"),
@@ -548,7 +675,7 @@ class LosesItsMemory(Mailbox):
         (OffTopic, "it answers about 'another'"),
         (Waits, "request takes 0"),
         (WaitsForAnswers, "receive takes 0"),
-        (Deaf, "no answer arrived within"),
+        (Deaf, "no answer to one of the requests arrived within"),
         (Picky, "acknowledge of an unknown id raises KeyError"),
         (ClosesOnce, "close, a second time, raises RuntimeError"),
         (Scribbles, "it changes the episodes"),
@@ -566,7 +693,14 @@ def test_a_source_with_a_fault_is_found(make: Callable[[], Any], fault: str) -> 
 
 
 def test_a_sound_source_passes() -> None:
+    class Connects(Mailbox):
+        def open(self, context: Any) -> None:
+            time.sleep(0.4)
+
     testing.check_feedback_source(Mailbox, lambda source, request: source.put(request))
+    testing.check_feedback_source(
+        Connects, lambda source, request: source.put(request), seconds=0.2
+    )
 
 
 # Credit methods with a fault.
@@ -663,6 +797,41 @@ class ForgetsAll(Forgets):
         return {}
 
 
+class Mute(Even):
+    def credit(self, batch: Batch, advantage: torch.Tensor) -> Credit:
+        return dataclasses.replace(
+            super().credit(batch, advantage), advantages=torch.zeros(batch.mask.shape)
+        )
+
+
+class OddTargets(Even):
+    def assign(self, batch: Batch) -> Credit:
+        found = super().assign(batch)
+        return dataclasses.replace(found, value_targets=found.advantages * float("nan"))
+
+
+class WritesIntoEpisodes(Even):
+    def assign(self, batch: Batch) -> Credit:
+        batch.episodes[0].info["credit"] = 1.0  # type: ignore[index]
+        return super().assign(batch)
+
+
+class FitsOver(Even):
+    def fit(self, batch: Batch) -> Any:
+        batch.outcome.zero_()
+        return {}
+
+
+class CannotFit(Even):
+    def fit(self, batch: Batch) -> Any:
+        raise RuntimeError("no data")
+
+
+class ReturnsNothing(Even):
+    def assign(self, batch: Batch) -> Any:
+        return None
+
+
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
@@ -676,6 +845,12 @@ class ForgetsAll(Forgets):
         (Overwrites, "it changes the batch that it is given: outcome"),
         (WrongShape, "its advantages have the shape"),
         (Breaks, "it raises ValueError"),
+        (Mute, "the advantages of its tokens, which are what trains, are 0"),
+        (OddTargets, "its value_targets are not all finite"),
+        (WritesIntoEpisodes, "it changes the batch that it is given: episodes"),
+        (FitsOver, "fit changes the batch that it is given: outcome"),
+        (CannotFit, "fit raises RuntimeError"),
+        (ReturnsNothing, "it returns None and not Credit"),
         (Forgets, "after its state was saved and loaded it assigns other credit"),
         (ForgetsAll, "after its state was saved and loaded it assigns other credit"),
     ],
@@ -807,9 +982,15 @@ class Unlearns(Plain):
         return found
 
 
+class CountsTurnsOfPadding(Plain):
+    def loss(self, policy: Any, batch: Batch) -> torch.Tensor:
+        return super().loss(policy, batch) * batch.turn_mask.sum() / batch.turn_mask.numel()
+
+
 @pytest.mark.parametrize(
     ("make", "fault"),
     [
+        (CountsTurnsOfPadding, "its update depends on padding"),
         (Uphill, "less likely than what was not: look at the sign"),
         (CountsPadding, "its update depends on padding"),
         (CountsPaddingByAdam, "its update depends on padding"),

@@ -207,7 +207,8 @@ class _Check:
             totals[seat] += seen.reward
             for other, result in seen.seats.items():
                 totals[other] += result.reward
-            yield repr((action, seen.message.content, seen.reward, seen.seats))
+            well = seen.info.get("success")
+            yield repr((action, seen.message.content, seen.reward, well, seen.seats))
             if seen.terminated or seen.truncated:
                 break
         else:

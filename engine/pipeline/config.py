@@ -178,7 +178,7 @@ class RunConfig(Section):
         data, others = _read(Path(path)), []
         name = str(data.get("name") or Path(path).stem)
         for each in overlays:
-            laid = dict(each) if isinstance(each, Mapping) else _read(Path(each))
+            laid = dict(each) if isinstance(each, Mapping) else _read(Path(each), further=True)
             others.append(("" if isinstance(each, Mapping) else Path(each).stem, laid))
             data = lay_over(data, laid)
         if not any("name" in laid for _, laid in others):
@@ -213,8 +213,8 @@ def setting(text: str) -> dict[str, Any]:
     return value
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Reads a file of a config, or one that is laid over it.
+def _read(path: Path, *, further: bool = False) -> dict[str, Any]:
+    """Reads a file of a config, or a further one that is laid over it.
 
     Raises:
         ConfigError: no such file, not YAML, or no mapping.
@@ -226,7 +226,8 @@ def _read(path: Path) -> dict[str, Any]:
             + (
                 " To go on with the run that it holds, give the config it was started with,"
                 f" folder={str(path)!r} and resume=True (where it was plain data, {own} is that"
-                f" config); to look at it, use `turnwise report {path}`."
+                f" config); to look at it, use `turnwise report {path}`, or"
+                f" turnwise.PastRun({str(path)!r}) in Python."
                 if own.is_file()
                 else ""
             )
@@ -239,9 +240,8 @@ def _read(path: Path) -> dict[str, Any]:
         where = str(error).replace('in "<unicode string>", ', "")
         raise ConfigError(f"{path} is not valid YAML: {where}") from error
     if not isinstance(data, dict):
-        raise ConfigError(
-            f"{path} must hold a mapping with `policy` and `stages`, not {type(data).__name__}"
-        )
+        what = "the settings that it changes" if further else "`policy` and `stages`"
+        raise ConfigError(f"{path} must hold a mapping with {what}, not {type(data).__name__}")
     odd = [key for key in data if not isinstance(key, str)]
     if odd:
         raise ConfigError(f"{path}: keys must be words, got {odd[0]!r}")

@@ -273,7 +273,7 @@ class Plugins:
             if isinstance(found, _THEIRS):
                 lines.append(f"{name} cannot say: {type(found).__name__}: {found}")
             else:
-                lines += found
+                lines += map(str, found)
         return lines
 
     def report_sections(self, ledger: Any, run: str) -> list[Any]:
@@ -301,7 +301,11 @@ class Plugins:
             found: list[Any] | Exception | SystemExit | GeneratorExit
             try:
                 given = self._manager.subset_hook_caller(hook, others)(**arguments)
-                found = [each for some in given for each in some or []]
+                found = [
+                    each
+                    for some in given
+                    for each in ([some] if isinstance(some, str) else some or [])
+                ]
             except _THEIRS as error:
                 found = error
             yield implementation.plugin_name, found

@@ -347,5 +347,13 @@ def on_device(model: Any, device: str | None) -> Any:
                 raise RuntimeError("it holds no numbers")
             model = model.to(device)
         except (RuntimeError, AssertionError) as error:
-            raise PolicyError(f"the policy cannot be put on device {device!r}: {error}") from error
+            build = ""
+            if str(device).startswith("cuda") and torch.version.cuda is None:
+                build = (
+                    f" This torch ({torch.__version__}) is built without CUDA: install one with it,"
+                    " see https://pytorch.org/get-started, or leave `device` out."
+                )
+            raise PolicyError(
+                f"the policy cannot be put on device {device!r}: {error}.{build}"
+            ) from error
     return model

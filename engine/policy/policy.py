@@ -370,15 +370,16 @@ class Policy:
 
     def reply(
         self,
-        messages: Sequence[Message] | Sequence[Mapping[str, str]],
+        messages: str | Sequence[Message] | Sequence[Mapping[str, str]],
         *,
         temperature: float = 1.0,
         max_new_tokens: int = 256,
         seed: int = 0,
     ) -> str:
-        """Samples one reply to a conversation given as messages (or dicts with role and
-        content)."""
-        given = [m if isinstance(m, Message) else Message(**m) for m in messages]  # type: ignore[arg-type]
+        """Samples one reply to a user's message, or to a conversation given as messages (or dicts
+        with role and content)."""
+        turns = [Message("user", messages)] if isinstance(messages, str) else messages
+        given = [m if isinstance(m, Message) else Message(**m) for m in turns]  # type: ignore[arg-type]
         conversation = Conversation(0, self.chat.prompt(given), given, seed)
         sampling, backend = Sampling(temperature, max_new_tokens), self._talker
         with self.whole():

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..analysis.scores import Difference, paired
+from ..errors import TurnwiseError
 from ..pipeline.folder import stages_in
+from ..pipeline.parts import whole_config
+from ..pipeline.run import Run
 from ..pipeline.view import PastRun
 from ..records.episode import Episode
 from ..stages.evaluate import BEFORE
@@ -48,16 +51,31 @@ class Measured:
 
 
 def settings_that_differ(first: PastRun, second: PastRun) -> list[Setting]:
-    """Returns what the configs of two runs have otherwise; names and folders are left out."""
+    """Returns what the configs of two runs have otherwise; names and folders are left out. What
+    only one of them states is compared with its default, where the run can still be made."""
     one, two = (
         dict(_leaves({k: v for k, v in _by_label(run.config).items() if k not in OWN}))
         for run in (first, second)
     )
-    return [
-        Setting(key, one.get(key), two.get(key))
-        for key in dict.fromkeys((*one, *two))
-        if one.get(key) != two.get(key)
+    defaults = [_defaults(run) if one.keys() != two.keys() else {} for run in (first, second)]
+    stated = [
+        {key: own.get(key, others.get(key)) for key in (*one, *two)}
+        for own, others in zip((one, two), defaults, strict=True)
     ]
+    return [
+        Setting(key, stated[0][key], stated[1][key])
+        for key in dict.fromkeys((*one, *two))
+        if stated[0][key] != stated[1][key]
+    ]
+
+
+def _defaults(run: PastRun) -> dict[str, Any]:
+    """Returns every setting of a run with its defaults, by place; none where its parts cannot be
+    made here: a plugin, a file or a key that is missing."""
+    try:
+        return dict(_leaves(_by_label(whole_config(Run(run.config, folder=run.folder)))))
+    except (TurnwiseError, ValueError, TypeError, OSError):
+        return {}
 
 
 OWN = ("name", "folder", "ledger")

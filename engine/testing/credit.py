@@ -11,7 +11,7 @@ from ..protocols import CreditAssigner
 from ..records.batch import Batch, Credit
 from ..records.episode import Episode
 from .episodes import batch, conversation, sampled
-from .faults import faults_of
+from .faults import faults_of, short
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,12 +50,13 @@ def check_credit(
         check.same(check.assign(batch(played[::-1]), "a batch in another order"), played[::-1],
                    "on the order of the conversations")  # fmt: skip
         other = [conversation(("Well?", "word"), id="other", seed=98), *played]
-        check.same(check.assign(batch(other), "a batch with another start"), other,
-                   "on the conversations of other starts")  # fmt: skip
+        apart = check.same(check.assign(batch(other), "a batch with another start"), other,
+                           "on the conversations of other starts")  # fmt: skip
         long = conversation(*(("Well?", "word " * 6) for _ in range(7)), id="long", seed=99)
         wide = [long, *played]
-        check.same(check.assign(batch(wide), "a batch with a longer conversation"), wide,
-                   "on padding")  # fmt: skip
+        if apart:  # which it has as well
+            check.same(check.assign(batch(wide), "a batch with a longer conversation"), wide,
+                       "on padding")  # fmt: skip
         longer = [_with_observations(e, 9) for e in played]
         check.same(check.assign(batch(longer), "conversations with longer observations"), longer,
                    "on how many tokens the observations have: only what the policy chose may"
@@ -93,8 +94,13 @@ class _Check:
             return None
         if changed := _changed(before, made):
             self.faults.append(f"it changes the batch that it is given: {', '.join(changed)}")
+        if not isinstance(found, Credit):
+            self.faults.append(f"it returns {short(found)} and not Credit")
+            return None
         numbers = {"advantages": (found.advantages, made.mask),
                    "turn_credit": (found.turn_credit, made.turn_mask)}  # fmt: skip
+        if found.value_targets is not None:
+            numbers["value_targets"] = found.value_targets, made.mask
         for name, (values, mask) in numbers.items():
             if values.shape != mask.shape:
                 self.faults.append(
@@ -105,8 +111,21 @@ class _Check:
             if not torch.isfinite(values).all():
                 self.faults.append(f"its {name} are not all finite")
                 return None
-            if values[~mask].any():
+            if values[~mask].any() and name != "value_targets":
                 self.faults.append(f"its {name} are not 0 at padding")
+        silent = [
+            (e.id, k)
+            for i, e in enumerate(made.episodes)
+            for k in range(len(e.turns))
+            if abs(float(found.turn_credit[i, k])) > CLOSE
+            and not found.advantages[i][made.turn[i] == k].any()
+        ]
+        if silent:
+            name, turn = silent[0]
+            self.faults.append(
+                f"it credits turn {turn} of {name!r}, and the advantages of its tokens, which are"
+                " what trains, are 0"
+            )
         if not self.known:
             self.known = self._by_id(found, made)
         return found
@@ -117,12 +136,13 @@ class _Check:
             for i, e in enumerate(made.episodes)
         }
 
-    def same(self, found: Credit | None, played: list[Episode], why: str) -> None:
-        """Notes credit that differs from what the conversations had before."""
+    def same(self, found: Credit | None, played: list[Episode], why: str) -> bool:
+        """Notes credit that differs from what the conversations had before; returns whether it is
+        the same."""
         import torch
 
         if found is None:
-            return
+            return False
         own = self._by_id(found, batch(played))
         for name, pair in self.known.items():
             if not all(
@@ -130,7 +150,8 @@ class _Check:
             ):
                 verb = "it differs" if why.startswith("from") else "it depends"
                 self.faults.append(f"its credit for {name!r} is not stable: {verb} {why}")
-                return
+                return False
+        return True
 
     def restored(self) -> None:
         """Lets it learn, saves its state, and compares a new one that loads it."""
@@ -139,7 +160,14 @@ class _Check:
         made, method = batch(self.played), self.make()
         if self.assign(made, "a batch", method) is None:
             return
-        method.fit(made)
+        before = copy.deepcopy(made)
+        try:
+            method.fit(made)
+        except Exception as error:
+            self.faults.append(f"fit raises {type(error).__name__}: {error}")
+            return
+        if changed := _changed(before, made):
+            self.faults.append(f"fit changes the batch that it is given: {', '.join(changed)}")
         after = self.assign(batch(self.played), "a batch after it has learned", method)
         again = self.make()
         if state := method.state_dict():
@@ -160,13 +188,14 @@ def _with_observations(episode: Episode, tokens: int) -> Episode:
 
 
 def _changed(before: Batch, after: Batch) -> list[str]:
-    """Returns the names of the tensors of a batch that are no longer what they were; `extras` are
-    there to be written to."""
+    """Returns the names of what a batch holds that is no longer what it was; `extras` are there to
+    be written to."""
     import torch
 
     names = [f.name for f in fields(Batch)]
     pairs = [(name, getattr(before, name), getattr(after, name)) for name in names]
-    return [
+    played = [[e.to_dict() for e in each.episodes] for each in (before, after)]
+    return (["episodes"] if played[0] != played[1] else []) + [
         name for name, old, new in pairs
         if isinstance(old, torch.Tensor)
         and not (isinstance(new, torch.Tensor) and torch.equal(old.nan_to_num(), new.nan_to_num()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..records.feedback import version_of
@@ -36,16 +36,33 @@ def short(value: Any) -> str:
     return shown.repr(value)
 
 
-def secret_faults(part: Any) -> list[str]:
-    """Returns faults for each secret that a part shows in its `repr`, its text or its version.
+def secret_faults(part: Any, answers: Iterable[Any] = ()) -> list[str]:
+    """Returns faults for each secret that a part shows in its `repr`, its text, its version or its
+    answers.
 
-    A secret is a text whose attribute's name says so, by the rule by which runs hide them.
+    A secret is a text of some length whose attribute's name, or key in an attribute that is a
+    mapping, says so, by the rule by which runs hide them; `env:NAME` names where one stands.
     """
-    own = {name: value for name, value in vars(part).items() if isinstance(value, str) and value}
     shown = {"repr": repr(part), "str": str(part), "version": version_of(part)}
+    shown |= {"answer": " ".join(map(repr, answers))}
     return [
         f"its {place} shows the secret in the attribute {name!r}: logs and ledgers would keep it"
-        for name, value in own.items()
+        for name, secret in _secrets(vars(part))
         for place, text in shown.items()
-        if redacted({name: value}) != {name: value} and value in text
+        if secret in text
     ]
+
+
+def _secrets(holder: Mapping[Any, Any], place: str = "") -> Iterator[tuple[str, str]]:
+    """Yields the secrets among the values of a mapping and of those in it, each with its place."""
+    for name, value in holder.items():
+        where = f"{place}.{name}" if place else str(name)
+        if isinstance(value, Mapping):
+            yield from _secrets(value, where)
+        elif (
+            isinstance(value, str)
+            and len(value) >= 8
+            and not value.startswith("env:")
+            and redacted({str(name): value}) != {str(name): value}
+        ):
+            yield where, value

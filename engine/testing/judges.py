@@ -8,6 +8,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +32,8 @@ def check_judge(
     seconds: float = 0.5,
 ) -> None:
     """Asks a judge as a run would, and lists what it does wrong: answers of the wrong number, for
-    others, in another order; answers that change with the neighbours or from one time to the next;
+    others, in another order; answers that change with the neighbours, the order in which a group is
+    shown, the conversation's id, or from one time to the next;
     turn scores of another number than turns; episodes that it changes; what it raises; a coroutine
     that blocks its loop; secrets that it shows; a score where it failed.
 
@@ -53,14 +55,14 @@ def check_judge(
         before = [copy.deepcopy(e.to_dict()) for e in chosen]
         check = _Check(judge, loop, seconds, faults)
         if isinstance(check.judge, GroupJudge):
-            _check_ranking(check, chosen, random)
+            given = _check_ranking(check, chosen, random)
         else:
-            _check_scores(check, chosen, random)
+            given = _check_scores(check, chosen, random)
         if [e.to_dict() for e in chosen] != before:
             faults.append("it changes the episodes that it is shown: others see them too")
         if failing is not None:
             _check_failing(_Check(failing, loop, seconds, faults), chosen)
-        faults += secret_faults(judge)
+        faults += secret_faults(judge, given)
 
 
 class _Check:
@@ -71,6 +73,11 @@ class _Check:
     ) -> None:
         if isinstance(judge, type):
             raise TypeError(f"check_judge takes a judge: give {judge.__name__}(), not the class")
+        if not callable(judge) and not isinstance(judge, (Judge, GroupJudge)):
+            raise TypeError(
+                f"check_judge takes a judge or a function of an episode, got {short(judge)}; one"
+                " that is registered is made by `turnwise.Plugins().create('judge', NAME)`"
+            )
         self.function = None if isinstance(judge, (Judge, GroupJudge)) else judge
         self.judge = judge if self.function is None else FunctionJudge(judge)
         self.loop, self.seconds, self.faults = loop, seconds, faults
@@ -115,7 +122,9 @@ class _Check:
             return None
 
 
-def _check_scores(check: _Check, episodes: Sequence[Episode], random: bool) -> None:
+def _check_scores(check: _Check, episodes: Sequence[Episode], random: bool) -> list[Any]:
+    """Asks about each conversation alone, again, under another name, and with the others; returns
+    the answers."""
     faults = check.faults
     alone: dict[str, Feedback] = {}
     for episode in episodes:
@@ -125,10 +134,18 @@ def _check_scores(check: _Check, episodes: Sequence[Episode], random: bool) -> N
         found = _sound(answer, [episode], faults)
         alone |= {e.episode: e for e in found}
         again = None if random else check.answers([episode], f"{episode.id!r} again")
-        if again is not None and _content(again) != _content(answer):
+        if again is not None and not _alike(again, answer):
             faults.append(
                 f"asked twice about {episode.id!r} it says {_words(answer)} and {_words(again)}: a"
                 " run could not be repeated (pass random=True where that is meant)"
+            )
+            continue
+        renamed = dataclasses.replace(episode, id=f"{episode.id}-renamed")
+        other = None if random else check.answers([renamed], f"{episode.id!r} under another id")
+        if other is not None and not _alike(other, answer):
+            faults.append(
+                f"asked about {episode.id!r} under another id it says {_words(answer)} and then"
+                f" {_words(other)}: it remembers what it was asked, or goes by the id"
             )
     for order, name in ((list(episodes), "all"), (list(reversed(episodes)), "all, in reverse")):
         together = check.answers(order, f"{name} of them at once")
@@ -137,7 +154,7 @@ def _check_scores(check: _Check, episodes: Sequence[Episode], random: bool) -> N
         found = _sound(together, order, faults)
         other = [] if random else [
             f.episode for f in found
-            if f.episode in alone and plain(f) != plain(alone[f.episode])
+            if f.episode in alone and not _alike([f], [alone[f.episode]])
         ]  # fmt: skip
         if other:
             faults.append(
@@ -146,6 +163,7 @@ def _check_scores(check: _Check, episodes: Sequence[Episode], random: bool) -> N
             )
     if check.answers([], "no conversation at all"):
         faults.append("asked about no conversation it answers")
+    return list(alone.values())
 
 
 def _sound(answer: Any, asked: Sequence[Episode], faults: list[str]) -> list[Feedback]:
@@ -178,8 +196,9 @@ def _sound(answer: Any, asked: Sequence[Episode], faults: list[str]) -> list[Fee
     return list(answer)
 
 
-def _check_ranking(check: _Check, episodes: Sequence[Episode], random: bool) -> None:
-    faults = check.faults
+def _check_ranking(check: _Check, episodes: Sequence[Episode], random: bool) -> list[Any]:
+    """Asks about each group, again, and in the reverse order; returns the answers."""
+    faults, given = check.faults, []
     groups: dict[str, list[Episode]] = {}
     for episode in episodes:
         groups.setdefault(episode.group, []).append(episode)
@@ -193,6 +212,7 @@ def _check_ranking(check: _Check, episodes: Sequence[Episode], random: bool) -> 
         if not isinstance(answer, Comparison):
             faults.append(f"it answers with {short(answer)} and not with a Comparison")
             continue
+        given.append(answer)
         if answer.group != key:
             faults.append("its comparison is filed under another group than that it was asked on")
         ranked = [name for tier in answer.ranking for name in tier]
@@ -204,6 +224,14 @@ def _check_ranking(check: _Check, episodes: Sequence[Episode], random: bool) -> 
                 "asked twice about the same group it ranks otherwise: a run could not be repeated"
                 " (pass random=True where that is meant)"
             )
+            continue
+        turned = None if random else check.answers(group[::-1], f"{', '.join(names)}, reversed")
+        if isinstance(turned, Comparison) and _tiers(turned) != _tiers(answer):
+            faults.append(
+                f"shown {', '.join(names)} in the reverse order it ranks otherwise: the order that"
+                " they are shown in decides (pass random=True where that is known)"
+            )
+    return given
 
 
 def _check_failing(check: _Check, episodes: Sequence[Episode]) -> None:
@@ -228,9 +256,32 @@ def plain(answer: Feedback | Comparison) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("stamp", "id")}
 
 
-def _content(answers: Any) -> Any:
-    given = answers if isinstance(answers, list | tuple) else [answers]
-    return [plain(a) if isinstance(a, Feedback) else a for a in given]
+def _tiers(answer: Comparison) -> list[frozenset[str]]:
+    return [frozenset(tier) for tier in answer.ranking]
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Returns whether answers say the same, whatever their conversations are called; numbers up to
+    the rounding of a batch in float32."""
+    given = [list(a) if isinstance(a, list | tuple) else [a] for a in (one, other)]
+    if len(given[0]) != len(given[1]):
+        return False
+    return all(
+        a == b
+        if not (isinstance(a, Feedback) and isinstance(b, Feedback))
+        else a.status == b.status
+        and _near(a.score, b.score)
+        and _near(a.turn_scores, b.turn_scores)
+        for a, b in zip(*given, strict=True)
+    )
+
+
+def _near(one: Any, other: Any) -> bool:
+    if isinstance(one, Sequence) and isinstance(other, Sequence):
+        return len(one) == len(other) and all(map(_near, one, other))
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=1e-4, abs_tol=1e-5)
 
 
 def _words(answers: Any) -> str:

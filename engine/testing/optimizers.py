@@ -217,20 +217,24 @@ def _known(episode: Episode, vocabulary: int) -> Episode:
 
 
 def _padded(made: Batch, columns: int) -> Batch:
-    """Returns a batch with more padding on the action axis, and numbers there that must not
-    count."""
+    """Returns a batch with more padding on the axes of actions and of turns, and numbers there that
+    must not count."""
     import torch
 
-    size = tuple(made.mask.shape)
+    sizes = [tuple(made.mask.shape), tuple(made.turn_mask.shape)]
 
     def wider(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and tuple(value.shape) == size:
+        if isinstance(value, torch.Tensor) and tuple(value.shape) in sizes:
             fill = -1 if value.dtype == torch.long else 0 if value.dtype == torch.bool else 7.0
-            more = torch.full((size[0], columns), fill, dtype=value.dtype)
+            more = torch.full((len(value), columns), fill, dtype=value.dtype)
             return torch.cat([value, more], 1)
         return value
 
     found = replace(made, **{f.name: wider(getattr(made, f.name)) for f in fields(Batch)})
     if made.credit is not None:
-        found.credit = replace(made.credit, advantages=wider(made.credit.advantages))
+        found.credit = replace(
+            made.credit,
+            advantages=wider(made.credit.advantages),
+            turn_credit=wider(made.credit.turn_credit),
+        )
     return found

@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..ledger.ledger import Ledger
 from ..protocols import Context, FeedbackSource
-from ..records.feedback import Answer, Feedback, Request
+from ..records.feedback import Answer, Comparison, Request
 from .episodes import conversations
 from .faults import faults_of, secret_faults, short
 from .judges import plain
@@ -43,7 +43,7 @@ def check_feedback_source(
         check = _Check(source, Path(folder), answer, seconds, patience, faults)
         try:
             check.go()
-            faults += secret_faults(source)
+            faults += secret_faults(source, check.known.values())
             check.restarted(make())
         except _Ended:
             pass
@@ -71,52 +71,46 @@ class _Check:
         self.seconds, self.patience, self.faults = seconds, patience, faults
         self.ledger = Ledger(folder / "ledger.sqlite")
         self.requests: list[Request] = []
+        self.known: dict[str, Answer] = {}  # every answer so far, by id
 
     def go(self) -> None:
-        """Asks, hears and acknowledges."""
+        """Asks, hears, acknowledges one answer, and hears the others."""
         source, faults = self.source, self.faults
         self._open()
-        group = conversations()[:2]
-        before = [copy.deepcopy(e.to_dict()) for e in group]
-        self.ledger.add_episodes(group)
-        asked = source.plan(group[0].group, group)
-        self.requests = [
-            Request(source.kind, q.target, "testing", ask=q.ask, episodes=q.episodes) for q in asked
-        ]
+        groups = [conversations()[i : i + 2] for i in (0, 4, 2)]
+        before = [copy.deepcopy(e.to_dict()) for group in groups for e in group]
+        for group in groups:
+            self.ledger.add_episodes(group)
+            self.requests += [
+                Request(source.kind, q.target, "testing", ask=q.ask, episodes=q.episodes)
+                for q in source.plan(group[0].group, group)
+            ]
         self.ledger.add_requests(self.requests)
         self._timed("request", lambda: source.request(self.requests))
         self._timed("request, of the same again,", lambda: source.request(self.requests))
-        first, *others = self.requests
-        self.answer(source, first)
-        found = self._arrived(self.patience)
-        if not found:
-            faults.append(
-                f"no answer arrived within {self.patience:g} s of `answer`: receive() returns what"
-                " has come since"
-            )
-            raise _Ended
-        self._check_answers(found, first)
+        first, second, *_ = self.requests
+        self._wait_for(first)
         again = self._timed("receive", source.receive)
-        known = {a.id: a for a in found if a.id}
         for each in again or ():
-            if each.id in known and plain(each) != plain(known[each.id]):
+            if each.id in self.known and plain(each) != plain(self.known[each.id]):
                 faults.append(
                     "an answer that is repeated has another content under the same id: the run"
                     " would stop"
                 )
-        new = [each for each in again or () if not each.id or each.id not in known]
-        if new:
+        if any(not each.id or each.id not in self.known for each in again or ()):
             faults.append(
                 "one answer arrives several times, under an id of its own each time: it would count"
                 " twice. Give an answer the same id whenever it is repeated"
             )
-        self._timed("acknowledge", lambda: source.acknowledge([a.id for a in found]))
+            raise _Ended
+        done = list(self.known)
+        self.answer(source, second)  # it waits while the first is acknowledged
+        self._timed("acknowledge", lambda: source.acknowledge(done))
         self._timed("acknowledge of an unknown id", lambda: source.acknowledge(["unknown"]))
-        if any(a.id in known for a in self._timed("receive", source.receive) or ()):
+        if any(a.id in done for a in self._timed("receive", source.receive) or ()):
             faults.append("an answer comes again after it was acknowledged")
-        if others:
-            self.answer(source, others[0])
-        if [e.to_dict() for e in group] != before:
+        self._wait_for(second, answer=False)
+        if [e.to_dict() for group in groups for e in group] != before:
             faults.append("it changes the episodes that it is shown: others see them too")
         self._timed("close", source.close)
         self._timed("close, a second time,", source.close)
@@ -125,34 +119,52 @@ class _Check:
         """Asks again for what was not answered, as a run does that goes on after a crash."""
         self.source = source
         self._open()
-        open_ones = self.requests[1:] or self.requests
-        before = {a.id for a in self.ledger.feedback(late=True)}
-        self._timed("request after a restart", lambda: source.request(open_ones))
-        # An answer that had arrived before may be lost with the process.
-        if not self._arrived(0.2, before):
-            self.answer(source, open_ones[0])
-            if not self._arrived(self.patience, before):
-                self.faults.append(
-                    "what was asked before a restart is not answered after it: it was asked again,"
-                    " and `answer` was called again"
-                )
+        self._timed("request after a restart", lambda: source.request(self.requests[2:]))
+        self._wait_for(self.requests[2], after="a restart")
         self._timed("close", source.close)
 
     def _open(self) -> None:
+        """Opens it, which may take as long as an answer: it connects there."""
         context = Context("testing", self.folder, time.time, 0, ledger=self.ledger, run="testing")
-        self._timed("open", lambda: self.source.open(context))
+        self._timed("open", lambda: self.source.open(context), self.patience)
 
-    def _arrived(self, patience: float, before: Collection[str] = ()) -> list[Answer]:
-        """Returns what arrives, once anything has that was not there before."""
-        until = time.monotonic() + patience
-        while True:
+    def _wait_for(self, request: Request, *, answer: bool = True, after: str = "") -> None:
+        """Has a request answered, and waits for an answer about it; notes what arrives.
+
+        Args:
+            answer: False: it was answered already.
+            after: what lies between the request and now.
+        """
+        if answer:
+            self.answer(self.source, request)
+        until = time.monotonic() + self.patience
+        while time.monotonic() <= until:
             if self.source.answers_in_ledger:
-                found = [a for a in self.ledger.feedback(late=True) if a.id not in before]
+                arrived = list(self.ledger.feedback(late=True))
             else:
-                found = list(self._timed("receive", self.source.receive) or ())
-            if found or time.monotonic() > until:
-                return found
+                arrived = list(self._timed("receive", self.source.receive) or ())
+            new = [a for a in arrived if a.id not in self.known]
+            for old in (a for a in arrived if a.id in self.known):
+                if self.known[old.id].target != old.target:
+                    self.faults.append(
+                        f"the id {old.id!r} is given to another answer{' after ' * bool(after)}"
+                        f"{after}: the run would stop. Make ids of what is answered, not of a count"
+                    )
+                    raise _Ended
+            self._check_answers(new, request)
+            self.known |= {a.id: a for a in new if a.id}
+            if new:
+                return
             time.sleep(0.02)
+        what = (
+            f"what was asked before {after} is not answered after it: it was asked again, and"
+            " `answer` was called again"
+            if after
+            else f"no answer to one of the requests arrived within {self.patience:g} s of `answer`:"
+            " receive() returns what has come since, until it is acknowledged by its id"
+        )
+        self.faults.append(what)
+        raise _Ended
 
     def _check_answers(self, found: Sequence[Answer], asked: Request) -> None:
         known = {r.id: r for r in self.requests}
@@ -167,26 +179,32 @@ class _Check:
                 self.faults.append(
                     f"asked about {request.target!r} it answers about {each.target!r}"
                 )
-            elif isinstance(each, Feedback) and each.turn_scores is not None:
+            elif isinstance(each, Comparison):
+                shown = {e.id for e in request.episodes}
+                strangers = sorted({i for tier in each.ranking for i in tier} - shown)
+                if strangers:
+                    self.faults.append(f"it ranks {strangers[0]!r}, which it was not asked about")
+            elif each.turn_scores is not None:
                 [episode] = request.episodes
                 if len(each.turn_scores) != len(episode.turns):
                     self.faults.append("it scores another number of turns than there are")
-        of_first = [a for a in found if a.stamp.request == asked.id]
-        if len({a.id for a in of_first}) < len(of_first) or len(of_first) > 1:
+        of_it = [a for a in found if a.stamp.request == asked.id]
+        if len(of_it) > 1:
             self.faults.append(
                 "one request that was asked twice has two answers: request() must know what it was"
                 " asked already, since a run asks again after a crash"
             )
 
-    def _timed(self, what: str, call: Callable[[], Any]) -> Any:
-        """Makes a call, and notes what it raises and whether it waits."""
+    def _timed(self, what: str, call: Callable[[], Any], most: float | None = None) -> Any:
+        """Makes a call, and notes what it raises and whether it waits, for more than `most`
+        seconds."""
         began = time.perf_counter()
         try:
             found = call()
         except Exception as error:
             self.faults.append(f"{what} raises {type(error).__name__}: {error}")
             raise _Ended from None
-        if (took := time.perf_counter() - began) > self.seconds:
+        if (took := time.perf_counter() - began) > (most or self.seconds):
             self.faults.append(
                 f"{what} takes {took:.1f} s: the run waits meanwhile. Do what takes long in a"
                 " thread or a process"

@@ -138,7 +138,7 @@ def estimate(
     import_module(module, context.obj)
     quiet()
     for key in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
-        os.environ.setdefault(key, "none is needed to estimate")
+        os.environ.setdefault(key, "not-needed-to-estimate")
     with tempfile.TemporaryDirectory() as folder:
         read = load_config(configs, settings)
         found = estimated(Run(read, folder=Path(folder) / "run", plugins=context.obj), sample)

@@ -6,28 +6,32 @@ to have 250 tokens (or `max_tokens`, where that is fewer); "at most" takes two b
 `max_tokens`. What the policy will say when it has learned is not known: conversations that grow
 cost more. Caches, canaries and repeated questions are left out.
 
-`turnwise run --dry-run` says what the same questions cost on conversations of one word and one
-reply of one word: what is written for every one of them, and the answers.
+`turnwise run --dry-run` counts the same questions on conversations of one word and one reply of one
+word: what is written for every one of them, and the answers.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import gymnasium
 
 from ...judging import Source, Sources, with_members
 from ...protocols import Episode, Message, Question, Request, Start, Turn, starts
 from ...running import RL, Evaluate, PolicyPlayer, Rank, Run, Where, rollout
 from ..asking.options import Asking
 from ..asking.prices import cost
+from ..combined.escalation import Escalation
 from ..constitutional.revise import Revise
 from ..llm.judge import ModelJudge
 from ..models.model import Usage
 
 ANSWER = 250  # tokens
+USERS = "turnwise.judges.users.simulated_user:SimulatedUser"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +90,7 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
                 if isinstance(judge, ModelJudge):
                     assert source is not None  # a critic alone has none
                     prompts = _prompts(judge, _requests(judge, source, played))
-                    asked = share * source.share * source.raters
+                    asked = share * source.share * source.raters * _let_up(source, name)
                 else:
                     prompts, asked = _critics(judge, played), share
                 found.append(_estimate(label, name, judge, prompts, asked))
@@ -94,19 +98,30 @@ def estimate(run: Run, sample: int = 2) -> list[Estimate]:
     return found
 
 
-def at_least(run: Run) -> list[str]:
-    """Returns what every model that a run asks costs at least, as lines."""
+def without_words(run: Run) -> list[str]:
+    """Returns what every model that a run asks costs, the words of the conversations left out, as
+    lines; and which environments have users that a model plays, which nothing is known of."""
     lines = []
     for each in estimate(run, sample=0):
         price = "whose price is unknown: give `prices`"
         limit = ""
         if each.dollars is not None:
-            price = f"${each.dollars:,.2f} at least"
+            price = f"about ${each.dollars:,.2f}"
         if each.budget is not None:
             ends = "pauses" if (each.dollars or 0) > each.budget else "would pause"
             limit = f"; the run {ends} before it pays ${each.budget:,.2f}"
         asked = f"{each.stage}: {each.judge} asks {each.model} {each.questions:,} questions"
         lines.append(f"{asked}, {price}{limit}")
+    for label, stage in run.stages:
+        envs = stage.env if isinstance(stage, (RL, Rank, Revise, Evaluate)) else None
+        for env in envs or ():
+            spec = gymnasium.registry.get(env.id)
+            if spec is not None and spec.entry_point == USERS:
+                user = (spec.kwargs | env.kwargs).get("user")
+                model = user.get("model") if isinstance(user, Mapping) else user
+                lines.append(
+                    f"{label}: {model} plays the users of {env.id}, which is not estimated"
+                )
     return lines
 
 
@@ -155,6 +170,16 @@ def _sources(specs: Any, run: Run) -> Iterable[tuple[str, Any, Source]]:
         for name, part in with_members(source.given, source.name):
             if isinstance(part, Asking):
                 yield name, part, source
+
+
+def _let_up(source: Source, name: str) -> float:
+    """Returns the share of a source's questions that a part of it is asked at most: of an
+    escalation, the second is asked within a limit."""
+    if not isinstance(source.given, Escalation):
+        return 1.0
+    first = next(iter(source.given.members))
+    part = name.removeprefix(f"{source.name}.").partition(".")[0]
+    return 1.0 if part == first else source.given.limit
 
 
 def _played(run: Run, stage: Any, env: Any, sample: int, size: int, **limits: Any) -> list[Episode]:

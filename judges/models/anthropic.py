@@ -82,7 +82,8 @@ class Anthropic(BatchModel):
         }
         if not (self._client.api_key or self._client.auth_token):
             raise PluginError(
-                f"{self.name} needs a key: set ANTHROPIC_API_KEY; a judge may have `api_key`"
+                f"{self.name} needs a key: set ANTHROPIC_API_KEY (any text will do for --dry-run,"
+                " which sends nothing); a judge may have `api_key`"
             )
 
     def body(self, prompt: Prompt) -> dict[str, Any]:

@@ -99,8 +99,8 @@ class OpenAI(BatchModel):
             )
         except openai.OpenAIError as error:
             raise PluginError(
-                f"{self.name} needs a key: set OPENAI_API_KEY, or name a `url` of your own; a judge"
-                " may have `api_key`"
+                f"{self.name} needs a key: set OPENAI_API_KEY (any text will do for --dry-run,"
+                " which sends nothing), or name a `url` of your own; a judge may have `api_key`"
             ) from error
         in_use(self._client.api_key)
         url_in_use(self._client.base_url)

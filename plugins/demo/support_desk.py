@@ -191,6 +191,10 @@ def _tell_effort(
         f" {', '.join(f'{name} {seconds[name]:.0f} s' for name in runs)}. SFT's teachers"
         f" succeed in {sft.metrics[0]['demonstrations/success']:.0%} of their stories."
     )
+    console.print(
+        f"What next:  turnwise chat {sft.folder / 'policy'} --env turnwise/SupportDesk-v0   or "
+        " examples/README.md, whose scripts take this policy"
+    )
 
 
 @contextlib.contextmanager
