@@ -1,6 +1,7 @@
 from .engine.analysis.scores import Score, score
 from .engine.cli.app import import_module, load_config
 from .engine.environments.conventions import Observation
+from .engine.environments.pool import Environments
 from .engine.ledger.database import Database, Words
 from .engine.ledger.ledger import Ledger
 from .engine.ledger.store import SLOTS, keep
@@ -17,7 +18,8 @@ from .engine.report.curves import draw_curves
 from .engine.report.page import write_report
 from .engine.report.scores import print_scores
 from .engine.report.transcript import printable, transcript
-from .engine.rollout.conversation import LiveEpisode, Reply, Where, episode_id
+from .engine.rollout.conversation import Branch, LiveEpisode, Reply, Where, episode_id
+from .engine.rollout.elsewhere import Elsewhere
 from .engine.rollout.players import PolicyPlayer, ScriptPlayer, in_order
 from .engine.rollout.rollout import rollout
 from .engine.stages.collect import play
@@ -40,13 +42,13 @@ from .engine.stages.rl.stage import RL
 from .engine.stages.sft import read_conversations
 
 __all__ = [
-    "Chosen", "Database", "Display", "EnvConfig", "Evaluate", "JudgedPlayOptions", "KNOWN",
-    "Ledger", "LiveEpisode", "Observation", "PlayOptions", "Plugins", "PolicyPlayer", "RL",
-    "RLSettings", "RUN", "Rank", "Reply", "Run", "RunConfig", "SERVED", "SLOTS", "Score",
-    "ScriptPlayer", "Weights", "Where", "Words", "check_envs", "check_weights",
-    "checked_options", "comparing", "comparisons_of", "component", "declared",
-    "draw_curves", "episode_id", "fetch", "import_module", "in_order", "keep", "load_config",
-    "make_parts", "open_ledger", "play", "play_held_out", "print_scores", "printable", "quiet",
-    "read_config", "read_conversations", "rollout", "score", "transcript", "weighed",
-    "write_report",
+    "Branch", "Chosen", "Database", "Display", "Elsewhere", "EnvConfig", "Environments",
+    "Evaluate", "JudgedPlayOptions", "KNOWN", "Ledger", "LiveEpisode", "Observation",
+    "PlayOptions", "Plugins", "PolicyPlayer", "RL", "RLSettings", "RUN", "Rank", "Reply", "Run",
+    "RunConfig", "SERVED", "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words",
+    "check_envs", "check_weights", "checked_options", "comparing", "comparisons_of", "component",
+    "declared", "draw_curves", "episode_id", "fetch", "import_module", "in_order", "keep",
+    "load_config", "make_parts", "open_ledger", "play", "play_held_out", "print_scores",
+    "printable", "quiet", "read_config", "read_conversations", "rollout", "score", "transcript",
+    "weighed", "write_report",
 ]  # fmt: skip

@@ -44,6 +44,12 @@ def run(
             "--dry-run", help="Check all of it, print it with every default, and what it would do."
         ),
     ] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            help="The Ray cluster at which stages with `backend: ray` play, as RAY_ADDRESS says it."
+        ),
+    ] = None,
     module: Annotated[str | None, MODULE] = None,
 ) -> None:
     """Runs a pipeline: sft, rank, reward-model, rl, evaluate, and stages of plugins."""
@@ -59,8 +65,11 @@ def run(
         return
     quiet()
     warnings.filterwarnings("ignore", message="the run is paused")  # printed at the end
+    if ray:
+        os.environ["RAY_ADDRESS"] = ray
     main = os.environ.get("RANK", "0") == "0"
     options = ["--folder", str(folder)] if folder else []
+    options += ["--ray", ray] if ray else []
     options += [word for text in given for word in ("--set", text)]
     options += ["--module", module] if module else []
     again = redact(shlex.join(["turnwise", "run", "--resume", *map(str, configs), *options]))

@@ -23,8 +23,9 @@ from ..util.ids import canonical_json, derive_id
 from ..util.wording import NoRoomReason, PauseReason
 from .arriving import ConversationFailed, States
 from .conversation import Branch, LiveEpisode, Where, episode_id
+from .elsewhere import Elsewhere
 from .match import Match, course, without_secrets
-from .players import Player, ScriptPlayer, in_order
+from .players import Player, PolicyPlayer, ScriptPlayer, in_order
 
 Schedule = Literal["deterministic", "ready-first"]
 Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
@@ -80,6 +81,12 @@ def rollout(
         LookupError: an environment or a player that does not exist.
         TooManyFailures: more environments failed than allowed; the message quotes the reasons.
     """
+    if isinstance(player, PolicyPlayer) and isinstance(player.backend, Elsewhere):
+        options = {"max_turns": max_turns, "step_limit": step_limit, "schedule": schedule}
+        chosen = list(starts)
+        counting = _Counting(chosen, where, max_failure_rate, progress, ended)
+        player.backend.rollout(player, chosen, where, counting.take, options)
+        return counting.episodes()
     own = environments if environments is not None else Environments()
     own.limit = step_limit
     play = _Rollout(player, list(starts), where, max_turns, max_failure_rate, schedule, own, others)
@@ -90,6 +97,47 @@ def rollout(
         play.end()
         if environments is None:
             own.close()
+
+
+class _Counting:
+    """Conversations that are played elsewhere, as they end."""
+
+    def __init__(
+        self,
+        chosen: Sequence[tuple[Start | Branch, int]],
+        where: Where,
+        max_failure_rate: float,
+        progress: Progress | None,
+        ended: Callable[[Episode], None] | None,
+    ) -> None:
+        self.ids = [episode_id(where, start, slot) for start, slot in chosen]
+        self.max_failure_rate, self.progress, self.ended = max_failure_rate, progress, ended
+        self.done: dict[str, Episode] = {}
+
+    def take(self, episode: Episode) -> None:
+        """Takes an episode that has ended."""
+        self.done[episode.id] = episode
+        failed = [e.reason for e in self.done.values() if e.ending == "failed"]
+        refuse_failures(failed, len(self.ids), self.max_failure_rate)
+        if self.ended:
+            self.ended(episode)
+        if self.progress:
+            self.progress(len(self.done), len(self.ids))
+
+    def episodes(self) -> list[Episode]:
+        """Returns all of them, in the order of the starts."""
+        return [self.done[id_] for id_ in self.ids]
+
+
+def refuse_failures(failed: Sequence[str], total: int, allowed: float) -> None:
+    """Raises `TooManyFailures`, with some reasons, where more episodes failed than the allowed
+    share of all."""
+    if len(failed) > allowed * total:
+        reasons = sorted(set(failed))[:3]
+        raise TooManyFailures(
+            f"{len(failed)} of {total} episodes failed in their environment or by their user, more"
+            f" than max_failure_rate={allowed:g} allows. Reasons: {'; '.join(reasons)}"
+        )
 
 
 class _Rollout:
@@ -342,13 +390,7 @@ class _Rollout:
                 self.ended(episode)
         if ending == "failed":
             self.failed += [reason] * len(match.recorded)
-        if len(self.failed) > self.max_failure_rate * self.total:
-            reasons = sorted(set(self.failed))[:3]
-            raise TooManyFailures(
-                f"{len(self.failed)} of {self.total} episodes failed in their environment or by"
-                f" their user, more than max_failure_rate={self.max_failure_rate:g} allows."
-                f" Reasons: {'; '.join(reasons)}"
-            )
+        refuse_failures(self.failed, self.total, self.max_failure_rate)
 
     def _record(self, live: LiveEpisode, ending: Ending, reason: str) -> Episode:
         assert live.index is not None

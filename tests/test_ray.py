@@ -1,0 +1,219 @@
+"""Play on Ray: what workers play is what would be played here, whoever is lost on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import pytest
+import torch
+import turnwise
+import yaml
+from support.command import Command
+from turnwise.engine.errors import PluginError
+from turnwise.engine.policy.in_process import InProcess
+from turnwise.plugins.backends.ray import Ray
+from turnwise.running import Where
+
+DESK = "turnwise/SupportDesk-v0"
+WHERE = Where("run", "rl", 1, 3)
+
+
+class Slow(gymnasium.Env[str, str]):
+    """Waits at every step, and needs what it is told."""
+
+    observation_space = action_space = turnwise.Text(1000)
+    metadata: ClassVar[dict[str, Any]] = {"concurrency": "thread"}
+
+    def __init__(self, breaks: bool = False) -> None:
+        self.breaks = breaks
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.left = 4
+        return f"number {self.np_random.integers(100)}", {}
+
+    def step(self, action: str) -> Any:
+        if self.breaks:
+            raise RuntimeError("the kettle exploded")
+        time.sleep(0.1)
+        self.left -= 1
+        return (
+            f"{self.left} to go, after {len(action)}",
+            float(len(action)),
+            not self.left,
+            False,
+            {},
+        )
+
+
+class Rare(Slow):
+    metadata: ClassVar[dict[str, Any]] = {"resources": {"unobtainium": 2}}
+
+
+gymnasium.register("test/Slow-v0", Slow, disable_env_checker=True)
+gymnasium.register("test/Rare-v0", Rare, disable_env_checker=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """A cluster on this machine, as the plugin starts one."""
+    yield
+    if "ray" in sys.modules:
+        import ray
+
+        ray.shutdown()
+
+
+@pytest.fixture
+def policy(model_folder: Callable[..., Path]) -> turnwise.Policy:
+    return turnwise.Policy.from_pretrained(model_folder(), device="cpu")
+
+
+def played(
+    policy: turnwise.Policy, backend: Any, env: str = DESK, starts: int = 6, **options: Any
+) -> tuple[list[turnwise.Episode], Counter[str]]:
+    """What is played with a backend, and how often each episode was handed on."""
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 6), backend)
+    chosen = [(s, slot) for s in turnwise.starts(env, 5, starts) for slot in range(2)]
+    ends: Counter[str] = Counter()
+    found = turnwise.rollout(player, chosen, WHERE, ended=lambda e: ends.update([e.id]), **options)
+    assert [(e.start.key, e.slot) for e in found] == [(s.key, slot) for s, slot in chosen]
+    return found, ends
+
+
+def assert_alike(one: list[turnwise.Episode], other: list[turnwise.Episode]) -> None:
+    for a, b in zip(one, other, strict=True):
+        assert (a.id, a.start, a.ending) == (b.id, b.start, b.ending)
+        for mine, theirs in zip(a.turns, b.turns, strict=True):
+            assert (mine.action_ids, mine.prompt_ids) == (theirs.action_ids, theirs.prompt_ids)
+            assert mine.observation == theirs.observation
+            assert mine.policy_version == theirs.policy_version
+            assert mine.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+
+
+def test_workers_play_what_is_played_here(policy: turnwise.Policy) -> None:
+    backend = Ray(policy, workers=2, rows=8)
+    for version in range(2):
+        here, _ = played(policy, InProcess(policy, rows=16))
+        there, ends = played(policy, backend)
+        assert_alike(here, there)
+        assert set(ends.values()) == {1}
+        assert len(ends) == 12
+        assert {t.policy_version for e in there for t in e.turns} == {version}
+        with torch.no_grad():  # other weights are sent, and the version with them
+            for parameter in policy.parameters():
+                parameter.add_(0.02 * torch.randn(parameter.shape))
+        policy.version += 1
+
+
+@pytest.mark.parametrize("moments", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_lost_worker_loses_and_repeats_nothing(moments: int, policy: turnwise.Policy) -> None:
+    """Killed by SIGKILL while conversations are under way."""
+    here, _ = played(policy, InProcess(policy, rows=16), "test/Slow-v0")
+    backend = Ray(policy, workers=2, rows=4)
+    began = time.monotonic()
+    played(policy, backend, "test/Slow-v0")
+    whole = time.monotonic() - began
+    for moment in range(moments):
+        killed = threading.Timer(whole * (moment + 0.5) / moments, kill_a_worker)
+        killed.start()
+        with pytest.warns(UserWarning, match="a worker of Ray was lost"):
+            there, ends = played(policy, backend, "test/Slow-v0")
+        killed.join()
+        assert_alike(here, there)
+        assert {e.ending for e in there} == {"terminated"}
+        assert set(ends.values()) == {1}
+
+
+def kill_a_worker() -> None:
+    """Kills one of the workers that play."""
+    found = subprocess.run(
+        ["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=False
+    )
+    pids = [int(pid) for pid in found.stdout.split() if int(pid) != os.getpid()]
+    assert pids, "no worker is there to be killed"
+    os.kill(pids[0], signal.SIGKILL)
+
+
+def test_failures_there_are_failures_here(policy: turnwise.Policy) -> None:
+    backend = Ray(policy, workers=2, rows=8)
+    gymnasium.register("test/Broken-v0", Slow, kwargs={"breaks": True}, disable_env_checker=True)
+    found, _ = played(policy, backend, "test/Broken-v0")
+    assert {e.ending for e in found} == {"failed"}
+    assert "the kettle exploded" in found[0].reason
+    with pytest.raises(turnwise.TooManyFailures, match="more than max_failure_rate=0.2"):
+        played(policy, backend, "test/Broken-v0", max_failure_rate=0.2)
+    with torch.no_grad():
+        next(iter(policy.parameters())).fill_(float("nan"))
+    with pytest.raises(turnwise.NonFiniteError, match="logits are not finite"):
+        played(policy, backend)
+
+
+def test_more_than_there_is_is_refused(policy: turnwise.Policy) -> None:
+    with pytest.raises(turnwise.ConfigError, match=r"5000 workers need 5000 CPU \(there are"):
+        played(policy, Ray(policy, workers=5000))
+    with pytest.raises(turnwise.ConfigError, match=r"2 unobtainium \(there are 0\)"):
+        played(policy, Ray(policy, workers=1), "test/Rare-v0")
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        Ray(policy, workers=0)
+
+
+def test_without_ray_it_says_what_to_install(
+    policy: turnwise.Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PluginError, match=r"needs the package ray: pip install"):
+        played(policy, Ray(policy))
+
+
+def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
+    stage = {"env": DESK, "backend": "ray", "updates": 1, "max_new_tokens": 4}
+    config = {"policy": str(tmp_path / "policy"), "stages": [{"rl": stage}]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    turnwise.engine.policy.tiny.build_policy(tmp_path / "policy", ["hello"], hidden=16, layers=1)
+    done = Command("run", str(tmp_path / "c.yaml"), "--ray", "127.0.0.1:9", cwd=tmp_path).wait()
+    assert done.returncode == 1
+    assert "no Ray cluster answers at 127.0.0.1:9: [Errno 111]" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_run_whose_driver_is_killed_goes_on_exactly(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    rl = {"env": DESK, "updates": 4, "groups": 3, "group_size": 3, "max_new_tokens": 8,
+          "feedback": [{"judge": "length", "min_words": 6}],
+          "backend": {"name": "ray", "workers": 2, "rows": 8}}  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "checkpoint_every": 1,
+              "stages": [{"rl": rl}]}  # fmt: skip
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+
+    def run(name: str, *more: str) -> Command:
+        return Command("run", str(tmp_path / "c.yaml"), "--folder", str(tmp_path / name), *more)
+
+    assert run("straight").wait().returncode == 0
+    killed = run("killed")
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert run("killed", "--resume").wait().returncode == 0
+    first, second = (turnwise.PastRun(tmp_path / name) for name in ("straight", "killed"))
+    assert first.ledger.counts() == second.ledger.counts()
+    one, two = (
+        (tmp_path / name / "policy" / "model.safetensors").read_bytes()
+        for name in ("straight", "killed")
+    )
+    assert one == two
