@@ -672,6 +672,41 @@ def test_every_command_of_the_pages_is_one(wrong_in: Callable[[str], str]) -> No
         assert wrong_in(invented), invented
 
 
+def test_what_containers_are_told_to_run_is_a_command(wrong_in: Callable[[str], str]) -> None:
+    """And the versions and extras that their files name are those of the project."""
+    import shlex
+    import tomllib
+
+    import yaml
+
+    root = DOCS.parent
+    deploy = root / "examples" / "deploy"
+    services = yaml.safe_load((deploy / "compose.yaml").read_text())["services"]
+    given = [
+        re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", shlex.join(each["command"]))
+        for each in services.values()
+        if each["image"] == "turnwise:cpu"
+    ]
+    job = yaml.safe_load((deploy / "kuberay.yaml").read_text())["spec"]
+    lines = [*(f"turnwise {words}" for words in given), job["entrypoint"]]
+    assert len(lines) == 3
+    assert [(line, why) for line in lines if (why := wrong_in(line))] == []
+    assert f"proxy_pass http://rate:{8088};" in (deploy / "nginx.conf").read_text()
+    assert f"ray=={job['rayClusterSpec']['rayVersion']}\n" in (root / "constraints.txt").read_text()
+    recipe = (root / "Dockerfile").read_text()
+    known = tomllib.loads((root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = {
+        each for found in re.findall(r"whl\)\[([\w,]+)\]", recipe) for each in found.split(",")
+    }
+    assert named == {"all", "ray"} <= known.keys()
+    assert re.findall(r"^FROM \S+ AS (cpu|cuda)$", recipe, re.MULTILINE) == ["cpu", "cuda"]
+    kept = (root / ".dockerignore").read_text().split()
+    packages = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"][
+        "packages"
+    ]
+    assert not {name.split(".")[1] for name in packages if "." in name} & set(kept)
+
+
 def test_every_line_of_the_comparison_is_held_by_something(wrong_in: Callable[[str], str]) -> None:
     """By tests that are there, scripts that are there, or commands that exist."""
     root = DOCS.parent

@@ -52,5 +52,6 @@ def test_the_page_lists_every_example() -> None:
     assert listed == {f"{name}.py" for name in SCRIPTS} | set(PIPELINES) | {
         "accelerate",
         "agents",
+        "deploy",
         *(f"notebooks/{path.name}" for path in EXAMPLES.glob("notebooks/*.ipynb")),
     }
