@@ -23,7 +23,7 @@ import torch
 import turnwise
 from speed_work import WORKS, answer, make, question
 from turnwise.engine.environments.pool import Environments
-from turnwise.engine.rollout.rollout import Schedule
+from turnwise.engine.rollout.elsewhere import Schedule
 from turnwise.learning import InProcess
 
 MEAN, SIGMA = 0.2, 1.2

@@ -186,13 +186,42 @@ def test_a_cluster_that_is_not_there_is_named_at_once(tmp_path: Path) -> None:
     assert "no Ray cluster answers at 127.0.0.1:9: [Errno 111]" in done.stderr
 
 
-@pytest.mark.slow
-def test_a_run_whose_driver_is_killed_goes_on_exactly(
+def test_conversations_are_begun_ahead_by_the_policy_of_then(
     model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """With `overlap: 1` an update trains on what the policy before it sampled, on starts of its
+    own; its weights correct for it."""
+    rl = {"env": DESK, "updates": 4, "groups": 2, "group_size": 3, "max_new_tokens": 6,
+          "feedback": [{"judge": "length", "min_words": 6}], "optimizer": {"lr": 1e-3},
+          "backend": {"name": "ray", "workers": 1}, "overlap": 1}  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": rl}]}
+    run = turnwise.Run(config, folder=tmp_path / "run").finish()
+    played = run.ledger.run_episodes(run.id)
+    versions = {
+        e.update: {t.policy_version for t in e.turns}
+        for e in sorted(played, key=lambda e: e.update)
+    }
+    assert versions == {1: {0}, 2: {0}, 3: {1}, 4: {2}}
+    assert len({e.start.key for e in played}) == 8
+    assert [m["staleness/max"] for m in run.metrics] == [0.0, 1.0, 1.0, 1.0]
+    assert all(m["trained"] >= 3 for m in run.metrics)
+    for changed, why in (
+        ({"backend": "in-process"}, "cannot be begun ahead"),
+        ({"pending": 12}, "overlap begins each update's conversations ahead"),
+    ):
+        wrong = {**config, "stages": [{"rl": {**rl, **changed}}]}
+        with pytest.raises(turnwise.ConfigError, match=why):
+            turnwise.Run(wrong, folder=tmp_path / why.split()[0]).finish()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [0, 2])
+def test_a_run_whose_driver_is_killed_goes_on_exactly(
+    overlap: int, model_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     rl = {"env": DESK, "updates": 4, "groups": 3, "group_size": 3, "max_new_tokens": 8,
           "feedback": [{"judge": "length", "min_words": 6}],
-          "backend": {"name": "ray", "workers": 2, "rows": 8}}  # fmt: skip
+          "backend": {"name": "ray", "workers": 2, "rows": 8}, "overlap": overlap}  # fmt: skip
     config = {"policy": str(model_folder()), "threads": 1, "checkpoint_every": 1,
               "stages": [{"rl": rl}]}  # fmt: skip
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))

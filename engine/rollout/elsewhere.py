@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from ..errors import ConfigError
+from ..errors import ConfigError, TooManyFailures
 from ..records.episode import Episode, Start
 from ..records.sampling import Conversation, Sample
-from .conversation import Branch, Where
+from .conversation import Branch, Where, episode_id
 from .players import PolicyPlayer
+
+Schedule = Literal["deterministic", "ready-first"]
+Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
 
 
 class Elsewhere(ABC):
@@ -22,6 +25,17 @@ class Elsewhere(ABC):
     """
 
     rows: int
+
+    @abstractmethod
+    def begin(
+        self,
+        player: PolicyPlayer,
+        chosen: Sequence[tuple[Start | Branch, int]],
+        where: Where,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Begins to play, with the policy as it is now, what `rollout` will be asked for with the
+        same starts and place; returns at once."""
 
     @abstractmethod
     def rollout(
@@ -59,3 +73,72 @@ class Elsewhere(ABC):
                 " trains, and replies in no seat of a match: take `backend: in-process` there"
             )
         return samples
+
+
+def begin_elsewhere(
+    player: PolicyPlayer,
+    starts: Iterable[tuple[Start | Branch, int]],
+    where: Where,
+    *,
+    max_turns: int = 1000,
+    step_limit: float = 60.0,
+    schedule: Schedule = "deterministic",
+) -> None:
+    """Begins to play, with the policy as it is now, what `rollout` will be asked for; arguments as
+    there.
+
+    Raises:
+        ConfigError: the player's backend plays here, where one thing is done at a time.
+    """
+    if not isinstance(player.backend, Elsewhere):
+        raise ConfigError(
+            "conversations cannot be begun ahead (`overlap`) where they are played in this process:"
+            " take a backend that plays elsewhere, such as `backend: ray`"
+        )
+    player.backend.begin(player, list(starts), where, plain(max_turns, step_limit, schedule))
+
+
+def plain(max_turns: int, step_limit: float, schedule: Schedule) -> dict[str, Any]:
+    """Returns the options of `rollout` that are the same wherever it is played."""
+    return {"max_turns": max_turns, "step_limit": step_limit, "schedule": schedule}
+
+
+class Counting:
+    """Conversations that are played elsewhere, as they end."""
+
+    def __init__(
+        self,
+        chosen: Sequence[tuple[Start | Branch, int]],
+        where: Where,
+        max_failure_rate: float,
+        progress: Progress | None,
+        ended: Callable[[Episode], None] | None,
+    ) -> None:
+        self.ids = [episode_id(where, start, slot) for start, slot in chosen]
+        self.max_failure_rate, self.progress, self.ended = max_failure_rate, progress, ended
+        self.done: dict[str, Episode] = {}
+
+    def take(self, episode: Episode) -> None:
+        """Takes an episode that has ended."""
+        self.done[episode.id] = episode
+        failed = [e.reason for e in self.done.values() if e.ending == "failed"]
+        refuse_failures(failed, len(self.ids), self.max_failure_rate)
+        if self.ended:
+            self.ended(episode)
+        if self.progress:
+            self.progress(len(self.done), len(self.ids))
+
+    def episodes(self) -> list[Episode]:
+        """Returns all of them, in the order of the starts."""
+        return [self.done[id_] for id_ in self.ids]
+
+
+def refuse_failures(failed: Sequence[str], total: int, allowed: float) -> None:
+    """Raises `TooManyFailures`, with some reasons, where more episodes failed than the allowed
+    share of all."""
+    if len(failed) > allowed * total:
+        reasons = sorted(set(failed))[:3]
+        raise TooManyFailures(
+            f"{len(failed)} of {total} episodes failed in their environment or by their user, more"
+            f" than max_failure_rate={allowed:g} allows. Reasons: {'; '.join(reasons)}"
+        )

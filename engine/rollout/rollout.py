@@ -13,22 +13,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from ..environments.instance import Instance
 from ..environments.pool import Environments
-from ..errors import ConfigError, Paused, TooManyFailures
+from ..errors import ConfigError, Paused
 from ..records.episode import Ending, Episode, Start
 from ..util.ids import canonical_json, derive_id
 from ..util.wording import NoRoomReason, PauseReason
 from .arriving import ConversationFailed, States
 from .conversation import Branch, LiveEpisode, Where, episode_id
-from .elsewhere import Elsewhere
+from .elsewhere import Counting, Elsewhere, Progress, Schedule, plain, refuse_failures
 from .match import Match, course, without_secrets
 from .players import Player, PolicyPlayer, ScriptPlayer, in_order
-
-Schedule = Literal["deterministic", "ready-first"]
-Progress = Callable[[int, int], None]  # (episodes finished, episodes in all)
 
 
 def rollout(
@@ -82,9 +79,8 @@ def rollout(
         TooManyFailures: more environments failed than allowed; the message quotes the reasons.
     """
     if isinstance(player, PolicyPlayer) and isinstance(player.backend, Elsewhere):
-        options = {"max_turns": max_turns, "step_limit": step_limit, "schedule": schedule}
-        chosen = list(starts)
-        counting = _Counting(chosen, where, max_failure_rate, progress, ended)
+        chosen, options = list(starts), plain(max_turns, step_limit, schedule)
+        counting = Counting(chosen, where, max_failure_rate, progress, ended)
         player.backend.rollout(player, chosen, where, counting.take, options)
         return counting.episodes()
     own = environments if environments is not None else Environments()
@@ -97,47 +93,6 @@ def rollout(
         play.end()
         if environments is None:
             own.close()
-
-
-class _Counting:
-    """Conversations that are played elsewhere, as they end."""
-
-    def __init__(
-        self,
-        chosen: Sequence[tuple[Start | Branch, int]],
-        where: Where,
-        max_failure_rate: float,
-        progress: Progress | None,
-        ended: Callable[[Episode], None] | None,
-    ) -> None:
-        self.ids = [episode_id(where, start, slot) for start, slot in chosen]
-        self.max_failure_rate, self.progress, self.ended = max_failure_rate, progress, ended
-        self.done: dict[str, Episode] = {}
-
-    def take(self, episode: Episode) -> None:
-        """Takes an episode that has ended."""
-        self.done[episode.id] = episode
-        failed = [e.reason for e in self.done.values() if e.ending == "failed"]
-        refuse_failures(failed, len(self.ids), self.max_failure_rate)
-        if self.ended:
-            self.ended(episode)
-        if self.progress:
-            self.progress(len(self.done), len(self.ids))
-
-    def episodes(self) -> list[Episode]:
-        """Returns all of them, in the order of the starts."""
-        return [self.done[id_] for id_ in self.ids]
-
-
-def refuse_failures(failed: Sequence[str], total: int, allowed: float) -> None:
-    """Raises `TooManyFailures`, with some reasons, where more episodes failed than the allowed
-    share of all."""
-    if len(failed) > allowed * total:
-        reasons = sorted(set(failed))[:3]
-        raise TooManyFailures(
-            f"{len(failed)} of {total} episodes failed in their environment or by their user, more"
-            f" than max_failure_rate={allowed:g} allows. Reasons: {'; '.join(reasons)}"
-        )
 
 
 class _Rollout:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from ..pipeline.signature import checked_options
 from ..protocols import RunView
-from ..rollout.rollout import Schedule
+from ..rollout.elsewhere import Schedule
 from ..util.section import Section, of_the_default
 from .environments import EnvConfig, read_envs
 

@@ -39,6 +39,7 @@ from ...running import (
     PolicyPlayer,
     Where,
     component,
+    episode_id,
     rollout,
 )
 from ...tools import derive_id, install
@@ -79,21 +80,21 @@ class Ray(Elsewhere):
         own = {"name": backend} if isinstance(backend, str) else dict(backend)
         self._backend = {"rows": rows, **own} if own.get("name") == "in-process" else own
         self._sent: Sent | None = None
+        self._begun: dict[str, _Playing] = {}
 
-    def rollout(
+    def begin(
         self,
         player: PolicyPlayer,
         chosen: Sequence[Chosen],
         where: Where,
-        ended: Callable[[Episode], None],
         options: Mapping[str, Any],
     ) -> None:
-        """Plays each start's conversations by one worker, and hands on episodes as they arrive.
+        """Hands each start's conversations to one worker, with the weights of now.
 
         Raises:
             PluginError: ray is missing.
-            ConfigError: there is no cluster, or it has less than is needed; too many workers were
-                lost; the policy's weights are divided among processes.
+            ConfigError: there is no cluster, or it has less than is needed; the policy's weights
+                are divided among processes.
         """
         ray = _connected()
         kinds: dict[Needs, list[list[Chosen]]] = {}
@@ -103,7 +104,7 @@ class Ray(Elsewhere):
         for needs in kinds:
             self._check(ray, needs)
         ids = {_start(start).env for start, _ in chosen}
-        round_ = Round(
+        plan = Round(
             self._weights(ray), self._backend, player.sampling, player.history, where, options,
             {id_: gymnasium.registry[id_] for id_ in ids if id_ in gymnasium.registry},
         )  # fmt: skip
@@ -112,7 +113,24 @@ class Ray(Elsewhere):
             for needs, units in kinds.items()
             for number in range(min(self.workers, len(units)))
         }
-        _play(ray, shares, round_, ended)
+        self._begun[_key(chosen, where)] = _Playing(ray, shares, plan)
+
+    def rollout(
+        self,
+        player: PolicyPlayer,
+        chosen: Sequence[Chosen],
+        where: Where,
+        ended: Callable[[Episode], None],
+        options: Mapping[str, Any],
+    ) -> None:
+        """Hands on episodes as they arrive, of what was begun before or begins now.
+
+        Raises:
+            PluginError, ConfigError: see `begin`; or too many workers were lost.
+        """
+        if (key := _key(chosen, where)) not in self._begun:
+            self.begin(player, chosen, where, options)
+        self._begun.pop(key).finish(ended)
 
     def _weights(self, ray: Any) -> Sent:
         """Returns the policy's weights as workers find them; they are sent if they have changed."""
@@ -220,51 +238,69 @@ def _look_for(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
-def _play(
-    ray: Any,
-    shares: Mapping[tuple[Needs, int], list[Chosen]],
-    round_: Round,
-    ended: Callable[[Episode], None],
-) -> None:
-    """Has every share played until all of it has arrived, again where a worker is lost."""
-    arrived: set[str] = set()
-    playing: dict[Any, tuple[Needs, int]] = {}
-    lost: list[Exception] = []
-    sent, plan = round_.weights, ray.put(round_)
+class _Playing:
+    """A round in progress: who plays which share, and what has arrived.
 
-    def begin(place: tuple[Needs, int]) -> None:
-        stream = _worker(ray, place).play.remote(plan, sent.whole, sent.trained, shares[place])
-        playing[stream] = place
+    Args:
+        ray: the module.
+        shares: what each worker plays.
+        plan: what all of them are given.
+    """
 
-    for place in shares:
-        begin(place)
-    while playing:
-        [stream], _ = ray.wait(list(playing), num_returns=1)
-        try:
-            episode = ray.get(next(stream))
-        except StopIteration:
-            del playing[stream]
-            continue
-        except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-            place = playing.pop(stream)
-            _workers.pop(place, None)
-            lost.append(error)
-            if len(lost) > LOSSES:
-                raise ConfigError(
-                    f"{len(lost)} workers of Ray were lost in one round, the last one so: {error}"
-                ) from error
-            warnings.warn(
-                "a worker of Ray was lost; what has not arrived of its conversations is played"
-                f" again: {str(error).splitlines()[0]}",
-                stacklevel=2,
-            )
-            begin(place)  # all of its share: what has arrived is not taken twice
-            continue
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        if episode.id not in arrived:
-            arrived.add(episode.id)
-            ended(episode)
+    def __init__(
+        self, ray: Any, shares: Mapping[tuple[Needs, int], list[Chosen]], plan: Round
+    ) -> None:
+        self.ray, self.shares, self.plan = ray, shares, plan
+        self.arrived: set[str] = set()
+        self.lost: list[Exception] = []
+        self._given = ray.put(plan)
+        self._streams: dict[Any, tuple[Needs, int]] = {}
+        for place in shares:
+            self._begin(place)
+
+    def _begin(self, place: tuple[Needs, int]) -> None:
+        sent, worker = self.plan.weights, _worker(self.ray, place)
+        stream = worker.play.remote(self._given, sent.whole, sent.trained, self.shares[place])
+        self._streams[stream] = place
+
+    def finish(self, ended: Callable[[Episode], None]) -> None:
+        """Waits until all has arrived; a share is played again where its worker is lost."""
+        ray = self.ray
+        while self._streams:
+            [stream], _ = ray.wait(list(self._streams), num_returns=1)
+            try:
+                episode = ray.get(next(stream))
+            except StopIteration:
+                del self._streams[stream]
+                continue
+            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
+                self._lost(self._streams.pop(stream), error)
+                continue
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from error
+            if episode.id not in self.arrived:
+                self.arrived.add(episode.id)
+                ended(episode)
+
+    def _lost(self, place: tuple[Needs, int], error: Exception) -> None:
+        """Has the share of a worker that was lost played by another: all of it, and what has
+        arrived is not taken twice.
+
+        Raises:
+            ConfigError: too many were lost.
+        """
+        _workers.pop(place, None)
+        self.lost.append(error)
+        if len(self.lost) > LOSSES:
+            raise ConfigError(
+                f"{len(self.lost)} workers of Ray were lost in one round, the last one so: {error}"
+            ) from error
+        warnings.warn(
+            "a worker of Ray was lost; what has not arrived of its conversations is played"
+            f" again: {str(error).splitlines()[0]}",
+            stacklevel=2,
+        )
+        self._begin(place)
 
 
 def _worker(ray: Any, place: tuple[Needs, int]) -> Any:
@@ -336,6 +372,10 @@ class Worker:
         policy.chat.template.today = today
         made = component(self.plugins, "backend", dict(plan.backend), policy=policy)
         return PolicyPlayer(policy, plan.sampling, made, plan.history)
+
+
+def _key(chosen: Sequence[Chosen], where: Where) -> str:
+    return derive_id(*(episode_id(where, start, slot) for start, slot in chosen))
 
 
 def _start(start: Start | Branch) -> Start:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ...errors import ConfigError, PluginError
@@ -19,6 +20,7 @@ from ...records.feedback import Answer
 from ...records.rewards import NoReward, Rewards, clipped
 from ...records.starts import StartNumber
 from ...rollout.conversation import Branch, Where
+from ...rollout.elsewhere import begin_elsewhere
 from ...util.memory import explained_memory
 from ..collect import grouped, play, wait_for_answers
 from .experience import Experience
@@ -210,7 +212,18 @@ class Collector:
 
 
 class InStep(Collector):
-    """Plays the groups of an update and waits for all feedback on them."""
+    """Plays the groups of an update and waits for all feedback on them; with `overlap` those of the
+    next ones are begun before the update is made.
+
+    What is begun is played out and recorded before a checkpoint is written: the policy that samples
+    it is not in the checkpoint, and a run that goes on finds the conversations in the ledger.
+    """
+
+    def __init__(
+        self, run: RunView, settings: RLSettings, parts: Parts, players: Mapping[str, Any]
+    ) -> None:
+        super().__init__(run, settings, parts, players)
+        self._begun: list[list[tuple[Start, StartNumber]]] = []  # the starts of the next rounds
 
     def collect(self, i: int) -> Experience:
         """Plays and judges round i; groups without a signal are played again from other starts, up
@@ -219,8 +232,12 @@ class InStep(Collector):
         missing = self.settings.groups
         for again in range(1 + self.settings.resample):
             taken = set(experience.numbers.values())
+            taken |= {number for chosen in self._begun[1:] for _, number in chosen}
             place, least = ((i, "again", again), 0) if again else ((i,), missing)
-            chosen = self.starts.choose(missing, taken, *place, least=least)
+            if self._begun and not again:
+                chosen = self._begun.pop(0)
+            else:
+                chosen = self.starts.choose(missing, taken, *place, least=least)
             if not chosen:
                 break
             experience.numbers |= {start.key: number for start, number in chosen}
@@ -231,4 +248,46 @@ class InStep(Collector):
             missing = self.settings.groups - len({experience.numbers[key] for key in taught})
             if not missing:
                 break
+        self._begin_next(i, experience)
         return experience
+
+    def _begin_next(self, i: int, experience: Experience) -> None:
+        """Begins the rounds after round i that are not begun yet."""
+        settings = self.settings
+        while len(self._begun) < min(settings.overlap, settings.updates - i - 1):
+            ahead = len(self._begun) + 1
+            taken = set(experience.numbers.values())
+            taken |= {number for chosen in self._begun for _, number in chosen}
+            chosen = self.starts.choose(settings.groups, taken, i + ahead, least=settings.groups)
+            begin_elsewhere(
+                self.players["policy"],
+                self.in_groups(start for start, _ in chosen),
+                replace(self.place(), update=self.run.updates + 1 + ahead),
+                max_turns=settings.max_turns,
+                step_limit=settings.step_limit,
+                schedule=settings.schedule,
+            )
+            self._begun.append(chosen)
+
+    def states(self) -> dict[str, Any]:
+        """Returns what a checkpoint keeps of collecting: with `overlap` the rounds that are begun,
+        too, as `ahead`."""
+        return {**super().states(), **({"ahead": self} if self.settings.overlap else {})}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plays out and records what is begun; returns whose starts it is of."""
+        for ahead, chosen in enumerate(self._begun):
+            self.play_round(
+                Experience({}),
+                self.in_groups(start for start, _ in chosen),
+                replace(self.place(), update=self.run.updates + 1 + ahead),
+            )
+        own = [dict.fromkeys(number for _, number in chosen) for chosen in self._begun]
+        return {"numbers": [[list(number) for number in numbers] for numbers in own]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the rounds that were begun; the ledger holds their conversations."""
+        self._begun = [
+            self.starts.of(StartNumber(*number) for number in numbers)
+            for numbers in state["numbers"]
+        ]

@@ -122,6 +122,12 @@ def _check_credit(settings: RLSettings, optimizer: Any, credit: Any, credit_name
             f" {part_name(credit_name)!r} does not compare within groups and learns from those too:"
             " leave resample out"
         )
+    if settings.overlap and (settings.pending or settings.episodes == "ledger"):
+        other = "pending" if settings.pending else "episodes: ledger"
+        raise ConfigError(
+            f"overlap begins each update's conversations ahead, and with `{other}` what trains is"
+            " not known then: leave one of the two out"
+        )
     if settings.pending:
         _check_pending(settings, credit, credit_name)
     elif "staleness" in settings.model_fields_set and settings.episodes == "played":

@@ -73,6 +73,9 @@ class RLSettings(JudgedPlayOptions, Stage):
         gold: early stopping by a measure that is not trained on, see `Gold`.
         pending: how many episodes may wait for answers while play goes on; 0: each update waits for
             its own.
+        overlap: how many updates ahead conversations are begun while the present update is made, by
+            the policy as it is before it; needs a backend that plays elsewhere (`ray`). 0: every
+            update trains on conversations of its own policy.
         staleness: how many versions older than the policy an episode may be that trains; with
             `pending`, or `episodes: ledger`.
         resample: how many times groups in which all outcomes are equal are replaced by new ones
@@ -101,6 +104,7 @@ class RLSettings(JudgedPlayOptions, Stage):
     reward_whiten: bool = False
     gold: Gold | None = None
     pending: int = Field(default=0, ge=0)
+    overlap: int = Field(default=0, ge=0)
     staleness: int = Field(default=8, ge=1)
     resample: int = Field(default=0, ge=0)
     audit: Audit | None = None

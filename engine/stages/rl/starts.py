@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ...errors import ConfigError, PluginError
@@ -67,7 +67,11 @@ class Starts:
                 f" that are not being played, and {least} are needed: lower `groups` or `pending`,"
                 " or give it more starts"
             )
-        return [(start, number) for number in chosen for start in self._starts(number)]
+        return self.of(chosen)
+
+    def of(self, numbers: Iterable[StartNumber]) -> list[tuple[Start, StartNumber]]:
+        """Returns the starts of these numbers, once for every seat in which the policy trains."""
+        return [(start, number) for number in numbers for start in self._starts(number)]
 
     def played(self, chosen: Collection[StartNumber]) -> None:
         """Counts starts as played."""

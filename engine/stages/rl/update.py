@@ -65,7 +65,7 @@ class Trainer:
                 "the update", "`activation_memory` or `micro_tokens` of the optimizer, or `groups`"
             ):
                 batch, scale = self._batch(used, experience, i, number)
-                if self.settings.pending:
+                if self.settings.pending or self.settings.overlap:
                     ages = batch.staleness.double()
                     metrics |= {
                         "staleness/mean": float(ages.mean()),
