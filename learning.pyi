@@ -10,6 +10,7 @@ from .engine.policy.network import Micro, Output, divide
 from .engine.policy.options import LearnerOptions, PassOptions, SupervisedOptions
 from .engine.policy.policy import Policy
 from .engine.policy.properties import context_length, trunk
+from .engine.policy.sharding import outline
 from .engine.policy.template import CHATML
 from .engine.policy.tiny import build_model, build_policy, build_tokenizer
 from .engine.records.batch import Batch, Credit, Row
@@ -42,7 +43,8 @@ __all__ = [
     "SupervisedOptions", "apart", "bilevel_gae", "build_model", "build_policy", "build_tokenizer",
     "clipped_policy_loss", "clipped_value_loss", "context_length", "divide", "explained_memory",
     "explained_variance", "gae", "group_advantage", "group_counts", "group_largest",
-    "importance_weight", "kept_bytes", "kl_estimate", "located", "make_batch", "peak_memory",
-    "place_turn_rewards", "processes", "recomputed", "returns_to_go", "rounding", "row_of",
-    "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums", "whiten",
+    "importance_weight", "kept_bytes", "kl_estimate", "located", "make_batch", "outline",
+    "peak_memory", "place_turn_rewards", "processes", "recomputed", "returns_to_go", "rounding",
+    "row_of", "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums",
+    "whiten",
 ]  # fmt: skip

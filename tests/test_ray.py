@@ -145,6 +145,108 @@ def kill_a_worker() -> None:
     os.kill(pids[0], signal.SIGKILL)
 
 
+def test_a_new_backend_plays_its_own_policy(model_folder: Callable[..., Path]) -> None:
+    """Also where it stands in memory where another stood, and adapters alone are sent again."""
+    lora = {"r": 4, "target_modules": "all-linear"}
+    policies = [turnwise.Policy.from_pretrained(model_folder(), device="cpu", lora=lora)
+                for _ in range(2)]  # fmt: skip
+    with torch.no_grad():
+        for parameter in policies[1].model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape))
+    for policy in policies:
+        here, _ = played(policy, InProcess(policy, rows=16))
+        backend = Ray(policy, workers=1, rows=16)
+        there, _ = played(policy, backend)
+        assert_alike(here, there)
+        del backend
+
+
+def test_an_environment_that_is_registered_again_is_the_new_one(policy: turnwise.Policy) -> None:
+    backend = Ray(policy, workers=1, rows=8)
+    said = []
+    for word in ("old", "new"):
+        gymnasium.register("test/Word-v0", word_says(word), disable_env_checker=True)
+        found, _ = played(policy, backend, "test/Word-v0", 1)
+        said.append(found[0].turns[0].observation.content)
+        gymnasium.registry.pop("test/Word-v0")
+    assert said == ["old", "new"]
+
+
+def word_says(word: str) -> Any:
+    class Says(gymnasium.Env[str, str]):
+        observation_space = action_space = turnwise.Text(1000)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+            return word, {}
+
+        def step(self, action: str) -> Any:
+            return "done", 1.0, True, False, {}
+
+    return Says
+
+
+class Alone(Slow):
+    """A server with room for one."""
+
+    metadata: ClassVar[dict[str, Any]] = {"instances": 1, "render_modes": []}
+
+
+gymnasium.register("test/Alone-v0", Alone, disable_env_checker=True)
+
+
+def test_what_may_live_alone_lives_on_one_worker_and_others_make_room(
+    policy: turnwise.Policy,
+) -> None:
+    from turnwise.plugins.backends import ray as plugin
+
+    played(policy, Ray(policy, workers=2, rows=8))
+    played(policy, Ray(policy, workers=1, rows=8, cpus=2), starts=1)  # no room beside the two
+    [(needs, number)] = plugin._workers
+    assert (dict(needs)["CPU"], number) == (2, 0)
+    began = threading.active_count()
+    found, _ = played(policy, Ray(policy, workers=2, rows=8), "test/Alone-v0", 1)
+    assert {e.ending for e in found} == {"terminated"}
+    assert len(plugin._workers) == 1
+    assert threading.active_count() <= began + 2
+
+
+def test_what_fails_here_ends_what_plays_there(policy: turnwise.Policy) -> None:
+    from turnwise.plugins.backends import ray as plugin
+
+    def full(_: turnwise.Episode) -> None:
+        raise OSError("the disk is full")
+
+    backend = Ray(policy, workers=1, rows=2)
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 6), backend)
+    chosen = [(s, 0) for s in turnwise.starts("test/Slow-v0", 5, 6)]
+    with pytest.raises(OSError, match="the disk is full"):
+        turnwise.rollout(player, chosen, WHERE, ended=full)
+    assert not plugin._workers
+    found, _ = played(policy, backend, "test/Slow-v0", 1)  # another worker, at once
+    assert {e.ending for e in found} == {"terminated"}
+
+
+def test_a_run_on_ray_ends_well_when_it_is_asked_to(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Ray has a handler of SIGTERM of its own, which ends the process."""
+    rl = {"env": DESK, "updates": 400, "groups": 1, "group_size": 2, "max_new_tokens": 4,
+          "backend": {"name": "ray", "workers": 1, "rows": 8}}  # fmt: skip
+    config = {"policy": str(model_folder()), "checkpoint_every": 1000, "stages": [{"rl": rl}]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    run = Command("run", str(tmp_path / "c.yaml"), "--folder", str(tmp_path / "run"))
+    until = time.monotonic() + 240
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < until
+        assert not run.is_over
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGTERM)
+    done = run.wait()
+    assert done.returncode == 143, done.stderr
+    made = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert (tmp_path / "run" / "checkpoints" / f"update-{made:06d}").is_dir()
+
+
 def test_failures_there_are_failures_here(policy: turnwise.Policy) -> None:
     backend = Ray(policy, workers=2, rows=8)
     gymnasium.register("test/Broken-v0", Slow, kwargs={"breaks": True}, disable_env_checker=True)
@@ -160,7 +262,7 @@ def test_failures_there_are_failures_here(policy: turnwise.Policy) -> None:
 
 
 def test_more_than_there_is_is_refused(policy: turnwise.Policy) -> None:
-    with pytest.raises(turnwise.ConfigError, match=r"5000 workers need 5000 CPU \(there are"):
+    with pytest.raises(turnwise.ConfigError, match=r"6 workers need 6 CPU \(there are"):
         played(policy, Ray(policy, workers=5000))
     with pytest.raises(turnwise.ConfigError, match=r"2 unobtainium \(there are 0\)"):
         played(policy, Ray(policy, workers=1), "test/Rare-v0")

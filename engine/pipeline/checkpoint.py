@@ -127,8 +127,11 @@ def save(
     together = policy.accelerator if policy is not None and policy.is_sharded else None
     main = together is None or together.is_main_process
     wait = together.wait_for_everyone if together is not None else lambda: None
-    whole = _is_whole(target)
-    wait()  # all have looked before one writes
+    whole = main and _is_whole(target)
+    if together is not None:  # what one sees in a folder, another may not see yet
+        from .processes import broadcast
+
+        whole = broadcast(whole)
     if whole:
         return target
     with _written(target, draft) if main else contextlib.nullcontext():

@@ -45,13 +45,16 @@ def leave(run: RunView) -> None:
         torch.distributed.destroy_process_group()
 
 
-def shared(run: RunView, value: Any) -> Any:
-    """Returns the main process's value on every process of those that train together."""
-    if processes(run)[0] == 1:
-        return value
+def broadcast(value: Any) -> Any:
+    """Returns the main process's value on every process; all call this together."""
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
+
+
+def shared(run: RunView, value: Any) -> Any:
+    """Returns the main process's value on every process of those that train together."""
+    return value if processes(run)[0] == 1 else broadcast(value)
 
 
 def decided(run: RunView, work: Callable[[], Result]) -> Result:

@@ -59,7 +59,7 @@ from .claim import (
 from .config import PolicyConfig, RunConfig
 from .parts import choose_threads, load_policy, make_stages, use_threads
 from .plugins import Plugins
-from .processes import check_launch, shared
+from .processes import broadcast, check_launch, shared
 from .resume import (
     check_folder,
     check_machine,
@@ -145,8 +145,7 @@ class Run(RunReader):
         self._begun = self._played = self._opened = False
         self._resume = resume
         self._threads = config.threads  # of a resumed run those it was made with, by default
-        # The checkpoint that the stage gone on with began from.
-        self._stage_start: Path | None = None
+        self._stage_start: Path | None = None  # the checkpoint that the present stage began from
         self._claim = Claim(self.folder)
         if config.trackers:
             from .tracking import check
@@ -173,11 +172,12 @@ class Run(RunReader):
 
     @cached_property
     def policy(self) -> Policy:
-        """The policy being aligned, loaded when first needed; in a resumed run as it was when the
-        present stage began."""
+        """The policy being aligned, loaded when first needed; as the present stage began."""
         policy = load_policy(self.config)
         if self._resume:
             self._open()
+        elif policy.accelerator.num_processes > 1:  # one day for all, over midnight too
+            self.today = broadcast(self.today)
         if self._threads is None and policy.device.type == "cpu":
             choose_threads()
         policy.chat.template.today = self.today
@@ -227,7 +227,7 @@ class Run(RunReader):
         self._parts, self._begun = dict(parts or {}), True
         if self._from is None:
             here = self.folder / "checkpoints" / f"update-{self.updates:06d}"
-            if self._writes and not here.exists():
+            if self._writes and (self.config.shard or not here.exists()):
                 self.save_checkpoint()
             return 0
         found, self._from = self._from, None

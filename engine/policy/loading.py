@@ -9,6 +9,7 @@ import os
 import struct
 import threading
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from .properties import setting
 from .quantization import computed_alike, quantized
 from .template import CHATML
 
+# How long processes wait for one another: while the main one waits for people, the others wait.
+PATIENCE = timedelta(days=365)
 ADAPTERS = "adapter_config.json"
 ADAPTER_FILES = (ADAPTERS, "adapter_model.safetensors")
 # transformers makes a model by switches that hold for all threads: two at once break each other.
@@ -313,8 +316,10 @@ def connected(device: torch.device) -> Any:
         PolicyError: it connects another number than was started.
     """
     from accelerate import Accelerator
+    from accelerate.utils import InitProcessGroupKwargs
 
-    made = Accelerator(cpu=device.type == "cpu")
+    waiting = [InitProcessGroupKwargs(timeout=PATIENCE)]
+    made = Accelerator(cpu=device.type == "cpu", kwargs_handlers=waiting)
     wanted = int(os.environ.get("WORLD_SIZE", "1"))
     if made.num_processes != wanted:
         raise PolicyError(
@@ -331,7 +336,7 @@ def found_device(device: str | None) -> str | None:
     if device is None and torch.cuda.is_available():
         from accelerate import PartialState
 
-        return str(PartialState().device)  # this process's own
+        return str(PartialState(timeout=PATIENCE).device)  # this process's own
     return device
 
 

@@ -179,11 +179,11 @@ class Policy:
 
     @property
     def hidden_size(self) -> int:
-        """The size of the model's hidden states."""
+        """The size of hidden states."""
         return int(self.model.config.get_text_config().hidden_size)
 
     def parameters(self) -> list[nn.Parameter]:
-        """Returns the parameters that are trained: the adapters with LoRA, else everything."""
+        """Returns what is trained: the adapters with LoRA, else everything."""
         return [p for p in self.network.parameters() if p.requires_grad]
 
     @cached_property
@@ -192,8 +192,7 @@ class Policy:
         return connected(self.device)
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Returns the context that sets the precision of forward passes, in sampling and training
-        alike (accelerate's own setting is one per process)."""
+        """Returns the context that sets the precision of passes, in sampling and training alike."""
         if self.precision == "no":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
@@ -211,7 +210,7 @@ class Policy:
                 "quantized weights cannot be divided among processes: leave out `shard`, so that"
                 " each process has them, or `quantize`"
             )
-        if self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1 and not self.is_sharded:
             from .sharding import outline
 
             self._outline = outline(self.network)
@@ -383,6 +382,7 @@ class Policy:
         conversation = Conversation(0, self.chat.prompt(given), given, seed)
         sampling, backend = Sampling(temperature, max_new_tokens), self._talker
         with self.whole():
+            backend.refresh()  # gathered weights do not show that they have changed
             [(_, sample)] = backend.reply([conversation], sampling)
         return self.chat.text(sample.ids)
 

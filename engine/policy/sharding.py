@@ -45,10 +45,11 @@ def shard(module: nn.Module, layers: Iterable[nn.Module], device: torch.device) 
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
 
 
-def outline(module: Module) -> Module:
-    """Returns a copy of a module without its weights, to be filled by `filled`."""
+def outline(module: Module, device: str = "meta") -> Module:
+    """Returns a copy of a module whose weights are on another device: on "meta" it has none, and
+    `filled` fills it."""
     known = {
-        id(p): nn.Parameter(p.to("meta"), requires_grad=p.requires_grad)
+        id(p): nn.Parameter(p.detach().to(device), requires_grad=p.requires_grad)
         for p in module.parameters()
     }
     return copy.deepcopy(module, known)

@@ -79,6 +79,11 @@ def rollout(
         TooManyFailures: more environments failed than allowed; the message quotes the reasons.
     """
     if isinstance(player, PolicyPlayer) and isinstance(player.backend, Elsewhere):
+        if odd := sorted(set(others) - {"policy"}):
+            raise ConfigError(
+                f"the policy {odd[0]!r} plays in a seat, and a backend that plays elsewhere has the"
+                " policy that trains alone: take `backend: in-process`"
+            )
         chosen, options = list(starts), plain(max_turns, step_limit, schedule)
         counting = Counting(chosen, where, max_failure_rate, progress, ended)
         player.backend.rollout(player, chosen, where, counting.take, options)

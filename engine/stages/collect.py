@@ -16,6 +16,7 @@ from ..protocols import RunView
 from ..records.episode import Episode, Start
 from ..records.feedback import Answer, Request
 from ..rollout.conversation import Branch, Where, episode_id
+from ..rollout.elsewhere import refuse_failures
 from ..rollout.players import Player
 from ..rollout.rollout import rollout
 from ..util.secrets import redact
@@ -55,13 +56,17 @@ def play(
         return [recorded[id_] for id_ in ids]
     if group_ended and world == 1:
         options["ended"] = _by_group(run, chosen, group_ended)
-    share = _share(chosen, world, rank)
+    share, allowed = _share(chosen, world, rank), options.get("max_failure_rate", 1.0)
+    if world > 1:
+        options["max_failure_rate"] = 1.0  # of all, not of a share
     with run.policy.whole() if world > 1 else contextlib.nullcontext():
         played = rollout(player, share, where, environments=run.environments, **options)
     if world > 1:
         from accelerate.utils import gather_object
 
         played = gather_object(played)
+        failed = [e.reason for e in played if e.ending == "failed"]
+        refuse_failures(failed, len(played), allowed)
     found = {e.id: e for e in played}
     episodes = [found[id_] for id_ in ids]
     if run.is_main:

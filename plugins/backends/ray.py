@@ -18,18 +18,22 @@ import contextlib
 import logging
 import os
 import queue
+import signal
 import socket
 import sys
 import threading
+import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
+from uuid import uuid4
 
 import gymnasium
 import torch
 
-from ...learning import Policy
+from ...learning import Policy, outline
 from ...protocols import ConfigError, Episode, PluginError, Sampling, Start
 from ...running import (
     Branch,
@@ -46,9 +50,11 @@ from ...tools import derive_id, install
 
 Chosen = tuple[Start | Branch, int]
 Needs = tuple[tuple[str, float], ...]  # resources and how much of each, by Ray's names
-LOSSES = 10  # workers lost in one round after which it is given up
+LOSSES = 10  # workers lost in one round with which it is given up
+PATIENCE = 60.0  # seconds without a conversation until a warning of what may be missing
 
 _workers: dict[tuple[Needs, int], Any] = {}  # of this process, by what they need and their number
+_cluster = 0  # how many were connected to
 
 
 class Ray(Elsewhere):
@@ -80,6 +86,7 @@ class Ray(Elsewhere):
         own = {"name": backend} if isinstance(backend, str) else dict(backend)
         self._backend = {"rows": rows, **own} if own.get("name") == "in-process" else own
         self._sent: Sent | None = None
+        self._sent_when: tuple[Any, ...] = (0,)  # to which cluster, and what the weights were then
         self._begun: dict[str, _Playing] = {}
 
     def begin(
@@ -97,22 +104,24 @@ class Ray(Elsewhere):
                 are divided among processes.
         """
         ray = _connected()
-        kinds: dict[Needs, list[list[Chosen]]] = {}
+        kinds: dict[tuple[Needs, bool], list[list[Chosen]]] = {}
         for unit in _units(chosen):
-            own = {**self._needs, **_needs_of(unit[0][0])}
-            kinds.setdefault(tuple(sorted(own.items())), []).append(unit)
-        for needs in kinds:
-            self._check(ray, needs)
+            needs, alone = _declared(unit[0][0])
+            own = tuple(sorted((self._needs | needs).items()))
+            kinds.setdefault((own, alone), []).append(unit)
+        shares = {
+            (needs, number): [c for unit in units[number::many] for c in unit]
+            for (needs, alone), units in kinds.items()
+            for many in [1 if alone else min(self.workers, len(units))]
+            for number in range(many)
+        }
+        _check(ray, list(shares))
         ids = {_start(start).env for start, _ in chosen}
+        specs = {id_: gymnasium.registry[id_] for id_ in ids if id_ in gymnasium.registry}
         plan = Round(
             self._weights(ray), self._backend, player.sampling, player.history, where, options,
-            {id_: gymnasium.registry[id_] for id_ in ids if id_ in gymnasium.registry},
+            ray.cloudpickle.dumps(specs),
         )  # fmt: skip
-        shares = {
-            (needs, number): [c for unit in units[number :: self.workers] for c in unit]
-            for needs, units in kinds.items()
-            for number in range(min(self.workers, len(units)))
-        }
         self._begun[_key(chosen, where)] = _Playing(ray, shares, plan)
 
     def rollout(
@@ -141,33 +150,42 @@ class Ray(Elsewhere):
                 " leave one of the two out"
             )
         weights = [(id(p), p._version) for p in policy.network.parameters()]
-        name = derive_id(id(self), policy.version, weights)
-        if sent is None or sent.name != name:
-            parts = (policy.network.model, policy.tokenizer, policy.precision)
-            whole = ray.put((*parts, policy.chat.template.today)) if sent is None else sent.whole
+        now = (_cluster, policy.version, weights)
+        if sent is None or now[0] != self._sent_when[0]:
+            model = outline(policy.network.model, "cpu").cpu()
+            parts = (model, policy.tokenizer, policy.precision, policy.chat.template.today)
+            sent = Sent(uuid4().hex, ray.put(parts), "", policy.version, None)
+        if sent.trained is None or now != self._sent_when:
             trained = ray.put([p.detach().cpu() for p in policy.parameters()])
-            of = derive_id(id(self)) if sent is None else sent.of
-            self._sent = Sent(of, whole, name, policy.version, trained)
-        assert self._sent is not None
-        return self._sent
+            sent = replace(sent, name=uuid4().hex, version=policy.version, trained=trained)
+        self._sent, self._sent_when = sent, now
+        return sent
 
-    def _check(self, ray: Any, needs: Needs) -> None:
-        """Refuses what would wait for ever on this machine; another cluster may grow.
 
-        Raises:
-            ConfigError: there is less than is needed.
-        """
-        there = ray.cluster_resources()
-        short = [
-            f"{each * self.workers:g} {name} (there are {there.get(name, 0):g})"
-            for name, each in needs
-            if each * self.workers > there.get(name, 0)
-        ]
-        if short and "RAY_ADDRESS" not in os.environ:
-            raise ConfigError(
-                f"{self.workers} workers need {', '.join(short)}: ask for fewer (`workers`, `cpus`,"
-                " `gpus`), or name a larger cluster (RAY_ADDRESS)"
-            )
+def _check(ray: Any, places: Sequence[tuple[Needs, int]]) -> None:
+    """Makes room for the workers of a round, and refuses what would wait for ever on this machine;
+    another cluster may grow.
+
+    Raises:
+        ConfigError: there is less than is needed.
+    """
+    if not set(places) <= set(_workers):
+        for place in set(_workers) - set(places):
+            ray.kill(_workers.pop(place))
+    wanted: Counter[str] = Counter()
+    for needs, _ in places:
+        wanted.update(dict(needs))
+    there = ray.cluster_resources()
+    short = [
+        f"{each:g} {name} (there are {there.get(name, 0):g})"
+        for name, each in sorted(wanted.items())
+        if each > there.get(name, 0)
+    ]
+    if short and "RAY_ADDRESS" not in os.environ:
+        raise ConfigError(
+            f"{len(places)} workers need {', '.join(short)}: ask for fewer (`workers`, `cpus`,"
+            " `gpus`), or name a larger cluster (RAY_ADDRESS)"
+        )
 
 
 @dataclass(frozen=True)
@@ -192,7 +210,7 @@ class Sent:
 @dataclass(frozen=True)
 class Round:
     """What all workers of a round are given: weights, how replies are sampled, where and how is
-    played, and the environments as they are registered here."""
+    played, and the environments as they are registered here, pickled."""
 
     weights: Sent
     backend: Mapping[str, Any]
@@ -200,7 +218,7 @@ class Round:
     history: Any
     where: Where
     options: Mapping[str, Any]
-    specs: Mapping[str, Any] = field(default_factory=dict)
+    specs: bytes
 
 
 def _connected() -> Any:
@@ -215,8 +233,11 @@ def _connected() -> Any:
         import ray
     except ImportError as error:
         raise PluginError(f"playing on Ray needs the package ray: {install('ray')}") from error
+    global _cluster
     if not ray.is_initialized():
         _workers.clear()
+        _cluster += 1
+        handler = signal.getsignal(signal.SIGTERM)  # Ray takes it, and the run would not end well
         address = os.environ.get("RAY_ADDRESS", "")
         try:
             _look_for(address)
@@ -227,6 +248,9 @@ def _connected() -> Any:
                 " `ray start --head`; set RAY_AUTH_MODE=token where it wants Ray's token; unset"
                 " RAY_ADDRESS to play on this machine"
             ) from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
     return ray
 
 
@@ -260,24 +284,46 @@ class _Playing:
 
     def _begin(self, place: tuple[Needs, int]) -> None:
         sent, worker = self.plan.weights, _worker(self.ray, place)
-        stream = worker.play.remote(self._given, sent.whole, sent.trained, self.shares[place])
+        refs = [sent.whole, sent.trained]  # in a list: fetched where they are not known yet
+        stream = worker.play.remote(self._given, refs, self.shares[place])
         self._streams[stream] = place
 
     def finish(self, ended: Callable[[Episode], None]) -> None:
         """Waits until all has arrived; a share is played again where its worker is lost."""
-        ray = self.ray
+        try:
+            self._finish(ended)
+        except BaseException:
+            for place in self._streams.values():  # what plays on would be waited for, and paid
+                if (worker := _workers.pop(place, None)) is not None:
+                    self.ray.kill(worker)
+            raise
+
+    def _finish(self, ended: Callable[[Episode], None]) -> None:
+        ray, began, warned = self.ray, time.monotonic(), False
         while self._streams:
-            [stream], _ = ray.wait(list(self._streams), num_returns=1)
+            found, _ = ray.wait(list(self._streams), num_returns=1, timeout=10.0)
+            if not found:
+                if not (warned or self.arrived) and time.monotonic() - began > PATIENCE:
+                    warned = True
+                    there = ray.available_resources()
+                    warnings.warn(
+                        f"nothing has been played on Ray for {PATIENCE:g} s: its workers may be"
+                        f" waiting for {dict(next(iter(self.shares))[0])} each, where"
+                        f" {there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU are free",
+                        stacklevel=2,
+                    )
+                continue
+            [stream] = found
             try:
                 episode = ray.get(next(stream))
             except StopIteration:
                 del self._streams[stream]
                 continue
-            except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-                self._lost(self._streams.pop(stream), error)
-                continue
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
+            except ray.exceptions.RayError as error:  # it died, was killed, or what it had is gone
+                self._lost(self._streams.pop(stream), error)
+                continue
             if episode.id not in self.arrived:
                 self.arrived.add(episode.id)
                 ended(episode)
@@ -291,7 +337,7 @@ class _Playing:
         """
         _workers.pop(place, None)
         self.lost.append(error)
-        if len(self.lost) > LOSSES:
+        if len(self.lost) >= LOSSES:
             raise ConfigError(
                 f"{len(self.lost)} workers of Ray were lost in one round, the last one so: {error}"
             ) from error
@@ -306,10 +352,10 @@ class _Playing:
 def _worker(ray: Any, place: tuple[Needs, int]) -> Any:
     """Returns the worker of this number for these needs, started where it was not, or was lost."""
     if place not in _workers:
-        more = {name: value for name, value in place[0] if name not in ("CPU", "GPU")}
         needs = dict(place[0])
+        cpus, gpus, memory = needs.pop("CPU"), needs.pop("GPU"), needs.pop("memory", None)
         actor = ray.remote(Worker).options(
-            num_cpus=needs["CPU"], num_gpus=needs["GPU"], resources=more
+            num_cpus=cpus, num_gpus=gpus, memory=memory, resources=needs
         )
         _workers[place] = actor.remote([path or os.getcwd() for path in sys.path])
     return _workers[place]
@@ -327,22 +373,17 @@ class Worker:
         self.plugins, self.environments = Plugins(), Environments()
         self.player: Any = None
         self.has: tuple[str, str] = ("", "")  # whose weights, and which
+        self.specs = b""
 
-    def play(
-        self, plan: Round, whole: tuple[Any, ...], trained: Sequence[Any], chosen: Sequence[Chosen]
-    ) -> Iterator[Episode]:
-        """Yields the episodes of a share as they end."""
-        for id_, spec in plan.specs.items():
-            gymnasium.registry.setdefault(id_, spec)
-        sent = plan.weights
-        if self.has[0] != sent.of:
-            self.player = self._player(plan, whole)
-        if self.has != (sent.of, sent.name):
-            with torch.no_grad():
-                own = self.player.policy.parameters()
-                for parameter, value in zip(own, trained, strict=True):
-                    parameter.copy_(value)
-            self.player.policy.version, self.has = sent.version, (sent.of, sent.name)
+    def play(self, plan: Round, refs: Sequence[Any], chosen: Sequence[Chosen]) -> Iterator[Episode]:
+        """Yields the episodes of a share as they end.
+
+        Args:
+            plan: of the round.
+            refs: where the policy is, and its present weights.
+            chosen: the share.
+        """
+        self._take_up(plan, refs)
         self.player.sampling, self.player.history = plan.sampling, plan.history
         self.player.backend.refresh()
         ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -363,6 +404,25 @@ class Worker:
                 raise found
             yield found
         self.player.backend.refresh()  # frees what it keeps
+
+    def _take_up(self, plan: Round, refs: Sequence[Any]) -> None:
+        """Registers the environments as they are where the run is, and fetches weights that are not
+        known here."""
+        import ray
+
+        if plan.specs != self.specs:
+            self.environments.close()  # those of before may be others under the same id
+            self.environments, self.specs = Environments(), plan.specs
+            gymnasium.registry.update(ray.cloudpickle.loads(plan.specs))
+        sent, (whole, trained) = plan.weights, refs
+        if self.has[0] != sent.of:
+            self.player = self._player(plan, ray.get(whole))
+        if self.has != (sent.of, sent.name):
+            with torch.no_grad():
+                own = self.player.policy.parameters()
+                for parameter, value in zip(own, ray.get(trained), strict=True):
+                    parameter.copy_(value)
+            self.player.policy.version, self.has = sent.version, (sent.of, sent.name)
 
     def _player(self, plan: Round, whole: tuple[Any, ...]) -> PolicyPlayer:
         """Makes the policy, on a GPU where this process has one, and who plays it."""
@@ -391,12 +451,23 @@ def _units(chosen: Sequence[Chosen]) -> list[list[Chosen]]:
     return list(units.values())
 
 
-def _needs_of(start: Start | Branch) -> dict[str, float]:
-    """Returns the resources that an environment says it needs, by Ray's names."""
+def _declared(start: Start | Branch) -> tuple[dict[str, float], bool]:
+    """Returns the resources that an environment says it needs, by Ray's names; and whether it says
+    how many of it may live at a time (`instances`), which one worker alone can keep.
+
+    Raises:
+        ConfigError: an amount that is no number.
+    """
+    metadata: Mapping[str, Any] = {}
     with contextlib.suppress(Exception):  # other people's: it says what is wrong when it is made
         entry: Any = gymnasium.spec(_start(start).env).entry_point
         if isinstance(entry, str):
             entry = gymnasium.envs.registration.load_env_creator(entry)
-        found = entry.metadata.get("resources", {})
-        return {str(name): float(value) for name, value in found.items()}
-    return {}
+        metadata = dict(entry.metadata)
+    needs = metadata.get("resources", {})
+    if odd := [name for name, value in needs.items() if not isinstance(value, (int, float))]:
+        raise ConfigError(
+            f'{_start(start).env}: metadata["resources"] gives {needs[odd[0]]!r} for {odd[0]!r},'
+            " which is no number"
+        )
+    return {str(name): float(value) for name, value in needs.items()}, "instances" in metadata

@@ -33,9 +33,11 @@ class BestSoFar:
         """Puts the best policy's weights back in place."""
         import torch
 
+        from ...policy.sharding import share
+
         with torch.no_grad():
             for parameter, kept in zip(self.policy.parameters(), self.weights, strict=True):
-                parameter.copy_(kept)
+                parameter.copy_(share(kept, parameter))
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the best weights, their value and update, and the count of measurements since."""
