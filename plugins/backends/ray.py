@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import signal
 import socket
 import sys
@@ -25,30 +24,25 @@ import threading
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
 import gymnasium
-import torch
 
 from ...learning import Policy, outline
-from ...protocols import ConfigError, Episode, PluginError, Sampling, Start
+from ...protocols import ConfigError, Episode, PluginError, Start
 from ...running import (
     Branch,
     Elsewhere,
-    Environments,
-    Plugins,
     PolicyPlayer,
     Where,
-    component,
     episode_id,
-    rollout,
 )
 from ...tools import derive_id, install
+from .worker import Chosen, Round, Sent, Worker
 
-Chosen = tuple[Start | Branch, int]
 Needs = tuple[tuple[str, float], ...]  # resources and how much of each, by Ray's names
 LOSSES = 10  # workers lost in one round with which it is given up
 PATIENCE = 60.0  # seconds without a conversation until a warning of what may be missing
@@ -186,39 +180,6 @@ def _check(ray: Any, places: Sequence[tuple[Needs, int]]) -> None:
             f"{len(places)} workers need {', '.join(short)}: ask for fewer (`workers`, `cpus`,"
             " `gpus`), or name a larger cluster (RAY_ADDRESS)"
         )
-
-
-@dataclass(frozen=True)
-class Sent:
-    """Where workers find a policy's weights.
-
-    Attributes:
-        of: the policy's name.
-        whole: its model, tokenizer, precision and day, as they were at first.
-        name: of these weights.
-        version: the policy's.
-        trained: its parameters that are trained, as they are now.
-    """
-
-    of: str
-    whole: Any
-    name: str
-    version: int
-    trained: Any
-
-
-@dataclass(frozen=True)
-class Round:
-    """What all workers of a round are given: weights, how replies are sampled, where and how is
-    played, and the environments as they are registered here, pickled."""
-
-    weights: Sent
-    backend: Mapping[str, Any]
-    sampling: Sampling
-    history: Any
-    where: Where
-    options: Mapping[str, Any]
-    specs: bytes
 
 
 def _connected() -> Any:
@@ -359,79 +320,6 @@ def _worker(ray: Any, place: tuple[Needs, int]) -> Any:
         )
         _workers[place] = actor.remote([path or os.getcwd() for path in sys.path])
     return _workers[place]
-
-
-class Worker:
-    """A process on the cluster, with environments and a copy of the policy that plays.
-
-    Args:
-        paths: where modules are found in the run's process.
-    """
-
-    def __init__(self, paths: Sequence[str]) -> None:
-        sys.path += [path for path in paths if path not in sys.path]
-        self.plugins, self.environments = Plugins(), Environments()
-        self.player: Any = None
-        self.has: tuple[str, str] = ("", "")  # whose weights, and which
-        self.specs = b""
-
-    def play(self, plan: Round, refs: Sequence[Any], chosen: Sequence[Chosen]) -> Iterator[Episode]:
-        """Yields the episodes of a share as they end.
-
-        Args:
-            plan: of the round.
-            refs: where the policy is, and its present weights.
-            chosen: the share.
-        """
-        self._take_up(plan, refs)
-        self.player.sampling, self.player.history = plan.sampling, plan.history
-        self.player.backend.refresh()
-        ends: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                rollout(
-                    self.player, chosen, plan.where, ended=ends.put,
-                    environments=self.environments, **plan.options,
-                )  # fmt: skip
-                ends.put(None)
-            except BaseException as error:
-                ends.put(error)
-
-        threading.Thread(target=work, daemon=True).start()
-        while (found := ends.get()) is not None:
-            if isinstance(found, BaseException):
-                raise found
-            yield found
-        self.player.backend.refresh()  # frees what it keeps
-
-    def _take_up(self, plan: Round, refs: Sequence[Any]) -> None:
-        """Registers the environments as they are where the run is, and fetches weights that are not
-        known here."""
-        import ray
-
-        if plan.specs != self.specs:
-            self.environments.close()  # those of before may be others under the same id
-            self.environments, self.specs = Environments(), plan.specs
-            gymnasium.registry.update(ray.cloudpickle.loads(plan.specs))
-        sent, (whole, trained) = plan.weights, refs
-        if self.has[0] != sent.of:
-            self.player = self._player(plan, ray.get(whole))
-        if self.has != (sent.of, sent.name):
-            with torch.no_grad():
-                own = self.player.policy.parameters()
-                for parameter, value in zip(own, ray.get(trained), strict=True):
-                    parameter.copy_(value)
-            self.player.policy.version, self.has = sent.version, (sent.of, sent.name)
-
-    def _player(self, plan: Round, whole: tuple[Any, ...]) -> PolicyPlayer:
-        """Makes the policy, on a GPU where this process has one, and who plays it."""
-        model, tokenizer, precision, today = whole
-        place = "cuda" if torch.cuda.is_available() else "cpu"
-        policy = Policy(model.to(place), tokenizer, precision=precision)
-        policy.chat.template.today = today
-        made = component(self.plugins, "backend", dict(plan.backend), policy=policy)
-        return PolicyPlayer(policy, plan.sampling, made, plan.history)
 
 
 def _key(chosen: Sequence[Chosen], where: Where) -> str:
