@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -74,6 +77,22 @@ def test_an_environment_of_ours_is_sound_and_plays_what_is_written_down() -> Non
     assert [t.action for t in played.turns] == ["What is the order number?", "Done."]
     again = testing.play("turnwise/SupportDesk-v0", "What is the order number?", "Done.", seed=3)
     assert [t.observation for t in again.turns] == [t.observation for t in played.turns]
+
+
+def test_a_fresh_process_knows_our_environments() -> None:
+    code = """
+    from turnwise import testing
+    print(len(testing.play("turnwise/SupportDesk-v0", "Hello").turns))
+    try:
+        testing.check_environment("turnwise/SuportDesk-v0")
+    except LookupError as error:
+        print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("1\n"), done.stderr[-2000:]
+    assert "Did you mean 'turnwise/SupportDesk-v0'" in done.stdout
 
 
 class Number(gymnasium.Env[str, str]):

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium
+
 from ..environments import checker
 from ..environments.registry import starts
+from ..pipeline.plugins import Plugins
 from ..records.episode import Episode
 from ..rollout.players import ScriptPlayer
 from ..rollout.rollout import rollout
@@ -25,6 +28,7 @@ def check_environment(env_id: str, **options: Any) -> None:
         Unsound: with all faults.
         LookupError: no such environment.
     """
+    _register(env_id)
     problems = checker.check_environment(env_id, **options)
     if problems:
         listed = "\n".join(f"- {problem}" for problem in problems)
@@ -39,7 +43,11 @@ def play(env_id: str, *replies: str, seed: int = 0, **kwargs: Any) -> Episode:
         replies: one after the other; an episode that goes on after the last is truncated.
         seed: of its start.
         kwargs: for `gymnasium.make`.
+
+    Raises:
+        LookupError: no such environment.
     """
+    _register(env_id)
 
     def scripted(messages: Any) -> str:
         return replies[sum(message.role == "assistant" for message in messages)]
@@ -47,3 +55,9 @@ def play(env_id: str, *replies: str, seed: int = 0, **kwargs: Any) -> Episode:
     [start] = starts(env_id, seed, 1, None, kwargs)
     [episode] = rollout(ScriptPlayer(scripted), [(start, 0)], max_turns=len(replies))
     return episode
+
+
+def _register(env_id: str) -> None:
+    """Has plugins register their environments, in a process in which nothing has yet."""
+    if env_id not in gymnasium.registry:
+        Plugins()

@@ -232,9 +232,10 @@ class InStep(Collector):
         missing = self.settings.groups
         for again in range(1 + self.settings.resample):
             taken = set(experience.numbers.values())
-            taken |= {number for chosen in self._begun[1:] for _, number in chosen}
+            taken |= {number for begun in self._begun for _, number in begun}
             place, least = ((i, "again", again), 0) if again else ((i,), missing)
-            if self._begun and not again:
+            if self.settings.overlap and not again:
+                self._begin(i)
                 chosen = self._begun.pop(0)
             else:
                 chosen = self.starts.choose(missing, taken, *place, least=least)
@@ -248,16 +249,15 @@ class InStep(Collector):
             missing = self.settings.groups - len({experience.numbers[key] for key in taught})
             if not missing:
                 break
-        self._begin_next(i, experience)
         return experience
 
-    def _begin_next(self, i: int, experience: Experience) -> None:
-        """Begins the rounds after round i that are not begun yet."""
+    def _begin(self, i: int) -> None:
+        """Begins round i and those after it, as far as they are to be and are not begun: they are
+        played one after the other, while round i is judged and trained on."""
         settings = self.settings
-        while len(self._begun) < min(settings.overlap, settings.updates - i - 1):
-            ahead = len(self._begun) + 1
-            taken = set(experience.numbers.values())
-            taken |= {number for chosen in self._begun for _, number in chosen}
+        while len(self._begun) <= min(settings.overlap, settings.updates - i - 1):
+            ahead = len(self._begun)
+            taken = {number for begun in self._begun for _, number in begun}
             chosen = self.starts.choose(settings.groups, taken, i + ahead, least=settings.groups)
             begin_elsewhere(
                 self.players["policy"],
