@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import gymnasium
+import psutil
 import pytest
 import torch
 import turnwise
@@ -118,31 +118,34 @@ def test_workers_play_what_is_played_here(policy: turnwise.Policy) -> None:
 
 @pytest.mark.parametrize("moments", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_lost_worker_loses_and_repeats_nothing(moments: int, policy: turnwise.Policy) -> None:
-    """Killed by SIGKILL while conversations are under way."""
+    """Killed by SIGKILL while both have conversations under way: after the first that arrives, or
+    the fifth, of the twelve that they share."""
     here, _ = played(policy, InProcess(policy, rows=16), "test/Slow-v0")
     backend = Ray(policy, workers=2, rows=4)
-    began = time.monotonic()
-    played(policy, backend, "test/Slow-v0")
-    whole = time.monotonic() - began
+    player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 6), backend)
+    chosen = [(s, slot) for s in turnwise.starts("test/Slow-v0", 5, 6) for slot in range(2)]
     for moment in range(moments):
-        killed = threading.Timer(whole * (moment + 0.5) / moments, kill_a_worker)
-        killed.start()
+        ends: Counter[str] = Counter()
+
+        def ended(episode: turnwise.Episode, ends: Counter[str] = ends, at: int = moment) -> None:
+            ends.update([episode.id])
+            if ends.total() == 1 + at % 5:
+                os.kill(workers()[at % 2], signal.SIGKILL)
+
         with pytest.warns(UserWarning, match="a worker of Ray was lost"):
-            there, ends = played(policy, backend, "test/Slow-v0")
-        killed.join()
+            there = turnwise.rollout(player, chosen, WHERE, ended=ended)
         assert_alike(here, there)
         assert {e.ending for e in there} == {"terminated"}
         assert set(ends.values()) == {1}
+        assert len(ends) == 12
 
 
-def kill_a_worker() -> None:
-    """Kills one of the workers that play."""
-    found = subprocess.run(
-        ["pgrep", "-f", "ray::Worker"], capture_output=True, text=True, check=False
-    )
-    pids = [int(pid) for pid in found.stdout.split() if int(pid) != os.getpid()]
-    assert pids, "no worker is there to be killed"
-    os.kill(pids[0], signal.SIGKILL)
+def workers() -> list[int]:
+    """The processes of this one's cluster that play."""
+    return [
+        each.pid for each in psutil.Process().children(recursive=True)
+        if any("ray::Worker" in part for part in each.cmdline())
+    ]  # fmt: skip
 
 
 def test_a_new_backend_plays_its_own_policy(model_folder: Callable[..., Path]) -> None:
