@@ -122,8 +122,9 @@ def test_a_run_of_several_processes_is_the_run_of_one(
     config = pipeline(str(model_folder()))
     for stage in config["stages"]:
         for options in stage.values():
-            if "optimizer" in options:
-                options["optimizer"]["lr"] = 1e-4
+            for own in (options, options.get("optimizer", {})):
+                if "lr" in own:  # AdamW's steps have the size of the rate
+                    own["lr"] = 1e-4
     one = run_of(1, config, tmp_path / "one")
     several = run_of(processes, {**config, "shard": shard}, tmp_path / "several")
     counts = [turnwise.Ledger(f / "ledger.sqlite").counts() for f in (one, several)]
