@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -47,10 +48,10 @@ def measure(model: str, shard: bool, conversations: int, tokens: int) -> dict[st
         optimizer.update(policy, batch)
         seconds = time.perf_counter() - began
 
-    def held(tensors: object) -> int:
+    def held(tensors: Iterable[torch.Tensor]) -> int:
         from torch.distributed.tensor import DTensor
 
-        local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]  # type: ignore[attr-defined]
+        local = [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
         return sum(t.numel() * t.element_size() for t in local)
 
     state = optimizer._learner.adam.state.values()

@@ -92,8 +92,7 @@ class Checkpoint:
             if (self.folder / name).is_dir():
                 from ..policy.sharding import load_shares
 
-                divided = policy is not None and policy.is_sharded
-                device = policy.device if policy is not None and divided else None
+                device = policy.device if policy is not None and policy.is_sharded else None
                 found[name] |= load_shares(self.folder / name, device)
         return found
 

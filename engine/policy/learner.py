@@ -7,7 +7,7 @@ algorithm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -62,18 +62,11 @@ class Learner:
             nn.Parameter(p.detach().float()) if p.dtype in HALF else p for p in self._parameters
         ]
         self._scale = max((HALF[p.dtype] for p in self._parameters if p.dtype in HALF), default=1.0)
-        divided = policy is not None and policy.is_sharded
-        if divided and options.moments == "8bit":
+        if options.moments == "8bit" and policy is not None and policy.is_sharded:
             raise PolicyError(
                 "moments in 8 bits cannot be divided among processes: leave out `moments: 8bit`, or"
                 " `shard` of the policy"
             )
-        self._full: Callable[[Tensor], Tensor] = lambda tensor: tensor
-        self._share: Callable[[Tensor, Tensor], Tensor] = lambda value, like: value
-        if divided:
-            from .sharding import full, share
-
-            self._full, self._share = full, share
         make = adamw_8bit if options.moments == "8bit" else torch.optim.AdamW
         self.adam: Any = make(
             self._masters, lr=options.lr, weight_decay=options.weight_decay, betas=betas
@@ -134,6 +127,8 @@ class Learner:
         Raises:
             NonFiniteError: the gradient is NaN or infinite; the step is not taken.
         """
+        from .sharding import full
+
         for parameter, master in zip(self._parameters, self._masters, strict=True):
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.float()
@@ -141,7 +136,7 @@ class Learner:
             if self._scale != 1.0 and master.grad is not None:
                 master.grad /= self._scale
         norm = torch.nn.utils.clip_grad_norm_(self._masters, self.options.max_grad_norm)
-        norm = self._full(norm)
+        norm = full(norm)
         if not bool(torch.isfinite(norm)):
             self.discard()
             overflow = (
@@ -169,7 +164,9 @@ class Learner:
     @torch.no_grad()
     def put(self, parameter: Tensor, value: Tensor) -> None:
         """Puts a saved value into a parameter: this process's share of it, where it holds one."""
-        parameter.copy_(self._share(value, parameter))
+        from .sharding import share
+
+        parameter.copy_(share(value, parameter))
 
     def metrics(self, norms: Sequence[float]) -> dict[str, float]:
         """Returns an update's metrics from the norms of its steps' gradients: how many they were,
@@ -198,6 +195,8 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
+        from .sharding import share
+
         self.steps = int(state["steps"])
         for i, master in enumerate(self._masters):
             if f"master.{i}" in state:
@@ -209,7 +208,7 @@ class Learner:
                 self.adam.state[master] = {
                     name: value.clone()
                     if name == "step"
-                    else self._share(value.clone().to(master.device, master.dtype), master)
+                    else share(value.clone().to(master.device, master.dtype), master)
                     for name, value in own.items()
                 }
 

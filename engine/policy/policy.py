@@ -441,10 +441,7 @@ class Policy:
         own = adapters_of(self.network) if self.is_lora else dict(self.model.named_parameters())
         found = read_weights(folder, self.network)
         check_alike(found, own, folder)
-        for name, parameter in own.items():
-            value = found[name]
-            if self.is_sharded:
-                from .sharding import share
+        from .sharding import share
 
-                value = share(value, parameter)
-            parameter.copy_(value)
+        for name, parameter in own.items():
+            parameter.copy_(share(found[name], parameter))

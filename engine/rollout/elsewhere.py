@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from ..errors import ConfigError, TooManyFailures
 from ..records.episode import Episode, Start
-from ..records.sampling import Conversation, Sample
 from .conversation import Branch, Where, episode_id
 from .players import PolicyPlayer
 
@@ -60,19 +59,16 @@ class Elsewhere(ABC):
         """Takes up nothing: weights are sent when they have changed and something is played."""
         return
 
-    def reply(self, conversations: Sequence[Conversation], *_: Any) -> Iterable[Any]:
+    def reply(self, *_: Any, **__: Any) -> NoReturn:
         """Refuses single replies: its environments are elsewhere, too.
 
         Raises:
             ConfigError: always.
         """
-        samples: list[tuple[Conversation, Sample]] = []
-        if conversations:
-            raise ConfigError(
-                f"the backend {type(self).__name__} plays whole conversations of the policy that"
-                " trains, and replies in no seat of a match: take `backend: in-process` there"
-            )
-        return samples
+        raise ConfigError(
+            f"the backend {type(self).__name__} plays whole conversations of the policy that"
+            " trains, and replies in no seat of a match: take `backend: in-process` there"
+        )
 
 
 def begin_elsewhere(
@@ -117,12 +113,14 @@ class Counting:
         self.ids = [episode_id(where, start, slot) for start, slot in chosen]
         self.max_failure_rate, self.progress, self.ended = max_failure_rate, progress, ended
         self.done: dict[str, Episode] = {}
+        self.failed: list[str] = []
 
     def take(self, episode: Episode) -> None:
         """Takes an episode that has ended."""
         self.done[episode.id] = episode
-        failed = [e.reason for e in self.done.values() if e.ending == "failed"]
-        refuse_failures(failed, len(self.ids), self.max_failure_rate)
+        if episode.ending == "failed":
+            self.failed.append(episode.reason)
+            refuse_failures(self.failed, len(self.ids), self.max_failure_rate)
         if self.ended:
             self.ended(episode)
         if self.progress:

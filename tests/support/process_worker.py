@@ -15,16 +15,15 @@ from typing import Any
 
 import torch
 import turnwise
-from torch.distributed.tensor import DTensor
 from turnwise.engine.pipeline.processes import leave
 from turnwise.engine.policy.learner import Learner
+from turnwise.engine.policy.sharding import full
 from turnwise.plugins.optimizers.ppo import Critic
 
 
 def play(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Returns the gradients of every step of a run, whole, and the weights it ends with."""
     gradients: list[list[torch.Tensor]] = []
-    whole = lambda t: t.full_tensor() if isinstance(t, DTensor) else t  # noqa: E731
     step, begin = Learner.step, Critic.__init__
 
     def outspoken(critic: Critic, hidden_size: int) -> None:
@@ -34,7 +33,7 @@ def play(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     def recorded(learner: Learner, progress: float, what: Any) -> float:
         gradients.append(
             [
-                torch.zeros(p.shape) if p.grad is None else whole(p.grad).detach().clone()
+                torch.zeros(p.shape) if p.grad is None else full(p.grad).detach().clone()
                 for p in learner._parameters
             ]
         )
