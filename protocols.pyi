@@ -6,6 +6,7 @@ from .engine.errors import (
     DatabaseError,
     EnvironmentBroke,
     LedgerError,
+    NonFiniteError,
     NoRoom,
     Paused,
     PluginError,
@@ -45,18 +46,19 @@ from .engine.records.rewards import (
     ranking_scores,
     silence,
 )
-from .engine.records.sampling import Sampling
+from .engine.records.sampling import Conversation, Sample, Sampling
 from .engine.records.starts import GroupResult, StartNumber
 from .engine.records.update import Update
 from .engine.util.section import Section
 
 __all__ = [
-    "Aggregate", "Aggregator", "Answer", "Backend", "Combiner", "Comparison", "ConfigError",
-    "Context", "CreditAssigner", "Curriculum", "DatabaseError", "EnvironmentBroke",
-    "Episode", "Estimate", "Feedback", "FeedbackSource", "Giver", "GroupJudge",
-    "GroupResult", "Judge", "Learns", "LedgerError", "Message", "NoReward", "NoRoom",
-    "Optimizer", "Paused", "PluginError", "PreferenceError", "Question", "RaterEstimate",
-    "Register", "ReportSection", "Request", "Rewards", "Role", "RunView", "SampledReply",
+    "Aggregate", "Aggregator", "Answer", "Backend", "Combiner", "Comparison",
+    "ConfigError", "Context", "Conversation", "CreditAssigner", "Curriculum",
+    "DatabaseError", "EnvironmentBroke", "Episode", "Estimate", "Feedback",
+    "FeedbackSource", "Giver", "GroupJudge", "GroupResult", "Judge", "Learns",
+    "LedgerError", "Message", "NoReward", "NoRoom", "NonFiniteError", "Optimizer",
+    "Paused", "PluginError", "PreferenceError", "Question", "RaterEstimate", "Register",
+    "ReportSection", "Request", "Rewards", "Role", "RunView", "Sample", "SampledReply",
     "Sampling", "Section", "Stage", "Stamp", "Start", "StartNumber", "Text", "Tokens",
     "TooManyFailures", "Turn", "TurnwiseError", "Update", "UserFailed", "hookimpl",
     "opinions", "overall", "ranking_scores", "silence", "starts",

@@ -24,10 +24,11 @@ from .engine.util.json_schema import error_of, parsed, validator
 from .engine.util.lazy import from_stub
 from .engine.util.secrets import config_in_use, in_use, redact, redacted, url_in_use
 from .engine.util.suggest import did_you_mean, install
+from .engine.util.tied import TIED
 from .engine.util.wording import one_line, worded
 
 __all__ = [
-    "Call", "Splits", "UnknownForm", "background", "call_text", "calls_in",
+    "TIED", "Call", "Splits", "UnknownForm", "background", "call_text", "calls_in",
     "canonical_json", "config_in_use", "content_key", "derive_id", "did_you_mean",
     "error_of", "files", "from_stub", "in_use", "install", "named", "one_line", "parsed",
     "read_tasks", "redact", "redacted", "scored", "split_tasks", "task_of", "time_of",

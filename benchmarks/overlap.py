@@ -1,9 +1,12 @@
 """What a slow judge costs a run on Ray, with and without playing ahead: seconds per update.
 
-    python benchmarks/overlap.py [--updates 8] [--pairs 3] [--latency 2]
+    python benchmarks/overlap.py [--updates 8] [--pairs 3] [--latency 2] [--groups 12]
 
 One worker and the update share the machine, with a thread each. The judge waits, and computes
 nothing. Settings take turns; the first two updates of each, which start workers, do not count.
+
+A round takes play P, judgement J and update U, and with `overlap: N` there are N + 1 of them at a
+time: an update takes the longest of P, U and (P + J + U) / (N + 1).
 """
 
 from __future__ import annotations
@@ -20,7 +23,10 @@ from typing import Any
 import turnwise
 from turnwise.engine.policy.tiny import build_policy
 
-SETTINGS = {"no latency, overlap 1": (0.0, 1), "overlap 1": (None, 1), "overlap 0": (None, 0)}
+SETTINGS = {
+    "no latency, overlap 1": (0.0, 1), "overlap 2": (None, 2), "overlap 1": (None, 1),
+    "overlap 0": (None, 0),
+}  # fmt: skip
 
 
 class Slow(turnwise.Judge):
@@ -37,10 +43,10 @@ class Slow(turnwise.Judge):
         return [turnwise.Feedback(e.id, score=float(len(e.turns[0].action) % 7)) for e in episodes]
 
 
-def seconds(folder: Path, latency: float, overlap: int, updates: int) -> float:
+def seconds(folder: Path, latency: float, overlap: int, updates: int, groups: int) -> float:
     """Returns the median time from one update to the next."""
     rl: dict[str, Any] = {
-        "env": "turnwise/SupportDesk-v0", "updates": updates + 2, "groups": 12, "group_size": 8,
+        "env": "turnwise/SupportDesk-v0", "updates": updates + 2, "groups": groups, "group_size": 8,
         "max_new_tokens": 24, "feedback": [Slow(latency)], "overlap": overlap, "poll": 0.05,
         "optimizer": {"lr": 1e-5}, "backend": {"name": "ray", "workers": 1, "rows": 96},
     }  # fmt: skip
@@ -59,6 +65,7 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--latency", type=float, default=2.0)
+    parser.add_argument("--groups", type=int, default=12)
     given = parser.parse_args()
     found: dict[str, list[float]] = {name: [] for name in SETTINGS}
     with tempfile.TemporaryDirectory() as folder:
@@ -66,7 +73,8 @@ def main() -> None:
         for _ in range(given.pairs):
             for name, (latency, overlap) in SETTINGS.items():
                 wait = given.latency if latency is None else latency
-                found[name].append(seconds(Path(folder), wait, overlap, given.updates))
+                made = seconds(Path(folder), wait, overlap, given.updates, given.groups)
+                found[name].append(made)
     base = statistics.median(found["no latency, overlap 1"])
     print(f"| a judge of {given.latency:g} s | seconds per update | of the throughput |")
     print("| --- | --- | --- |")

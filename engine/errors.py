@@ -124,7 +124,13 @@ class PreferenceError(TurnwiseError, ValueError):
 
 
 class DatabaseError(TurnwiseError):
-    """The database refuses: it is locked, or cannot be used."""
+    """The database refuses: it is locked, or cannot be used.
+
+    Attributes:
+        broke_off: the connection did, and whether what was written is there is not known.
+    """
+
+    broke_off = False
 
 
 class LedgerError(DatabaseError):

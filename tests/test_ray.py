@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -317,6 +317,75 @@ def test_conversations_are_begun_ahead_by_the_policy_of_then(
         wrong = {**config, "stages": [{"rl": {**rl, **changed}}]}
         with pytest.raises(turnwise.ConfigError, match=why):
             turnwise.Run(wrong, folder=tmp_path / why.split()[0]).finish()
+
+
+class Attentive(turnwise.Judge):
+    """Notes what it is asked about, and in which update; it answers when it is let go."""
+
+    version = "1"
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []  # the episode's update, the updates made by then
+        self.ids: Counter[str] = Counter()
+        self.run: Any = None
+
+    async def score(self, episodes: Sequence[turnwise.Episode]) -> list[turnwise.Feedback]:
+        self.asked += [(e.update, len(self.run.metrics)) for e in episodes]
+        self.ids.update(e.id for e in episodes)
+        return [turnwise.Feedback(e.id, score=float(len(e.turns[0].action))) for e in episodes]
+
+
+class Patient(turnwise.protocols.Optimizer):
+    """Updates when all that was begun has been asked about: on a busy machine, too."""
+
+    consumes = frozenset({"advantages"})
+
+    def __init__(self, judge: Attentive) -> None:
+        self.judge = judge
+
+    def update(self, policy: turnwise.Policy, batch: turnwise.Batch) -> dict[str, float]:
+        run, until = self.judge.run, time.monotonic() + 120
+        mine = len(run.metrics) + 1
+        while mine < 4 and not any(update == mine + 1 for update, _ in self.judge.asked):
+            assert time.monotonic() < until
+            policy.logprobs(batch)
+            time.sleep(0.05)
+        return {"loss": 0.0}
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.played: list[str] = []
+
+    @turnwise.hookimpl
+    def feedback_received(self, run: Any, feedback: Any) -> None:
+        self.told += [answer.id for answer in feedback]
+
+    @turnwise.hookimpl
+    def episodes_played(self, run: Any, episodes: Any) -> None:
+        self.played += [episode.id for episode in episodes]
+
+
+def test_what_is_played_ahead_is_judged_while_the_policy_is_updated(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Each conversation is asked about once, and each answer and conversation told once."""
+    judge, listener = Attentive(), Listener()
+    rl = {"env": DESK, "updates": 4, "groups": 2, "group_size": 3, "max_new_tokens": 6,
+          "feedback": [judge], "optimizer": Patient(judge),
+          "backend": {"name": "ray", "workers": 1}, "overlap": 1}  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": rl}]}
+    run = turnwise.Run(config, folder=tmp_path / "run",
+                       plugins=turnwise.Plugins({"listener": listener}))  # fmt: skip
+    judge.run = run
+    run.finish()
+    ahead = dict(judge.asked)
+    assert ahead == {1: 0, 2: 0, 3: 1, 4: 2}
+    assert set(judge.ids.values()) == {1}
+    assert len(judge.ids) == 24
+    for told in (listener.told, listener.played):
+        assert len(told) == len(set(told)) == 24
 
 
 @pytest.mark.slow

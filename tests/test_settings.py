@@ -249,6 +249,17 @@ def test_an_empty_further_file_is_named(model_folder: Callable[..., Path], tmp_p
         turnwise.RunConfig.load(path, tmp_path / "empty.yaml")
 
 
+def test_a_further_list_of_stages_says_that_it_takes_the_place_of_all(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = pipeline(tmp_path, model_folder())
+    (tmp_path / "more.yaml").write_text(f"stages: [{{rl: {{env: {DESK}, updates: 3}}}}]")
+    with pytest.warns(UserWarning, match=r"more.yaml has a list of stages, which takes the place"):
+        assert len(turnwise.RunConfig.load(path, tmp_path / "more.yaml").stages) == 1
+    (tmp_path / "more.yaml").write_text("stages: {rl: {updates: 3}}")
+    assert len(turnwise.RunConfig.load(path, tmp_path / "more.yaml").stages) >= 1
+
+
 def test_every_pipeline_of_the_docs_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,10 @@ def test_our_optimizers_are_sound(name: str, plugins: turnwise.Plugins) -> None:
 def test_our_combiner_is_sound(plugins: turnwise.Plugins) -> None:
     weights = {"testing": 1.0, "environment": 1.0}
     testing.check_combiner(lambda: plugins.create("combiner", "weighted", weights=weights))
+    two = {"one": 1.0, "two": 0.5}
+    testing.check_combiner(
+        lambda: plugins.create("combiner", "weighted", weights=two), sources=tuple(two)
+    )
     for name in ("mean", "majority", "dawid-skene"):
         make = lambda name=name: plugins.create(  # noqa: E731
             "combiner", "aggregate", weights=weights, aggregator=plugins.create("aggregator", name)
@@ -1147,3 +1151,20 @@ def test_a_combiner_with_a_fault_is_found(combiner: Callable[[], Any], fault: st
     testing.check_combiner(Sums2)
     with pytest.raises(testing.Unsound, match=fault):
         testing.check_combiner(combiner)
+
+
+class Means2(Sums2):
+    def combine(self, group: Any, feedback: Any) -> Any:
+        count = {e.id: sum(f.target == e.id and f.status == "scored" for f in feedback)
+                 for e in group}  # fmt: skip
+        return [
+            r if isinstance(r, NoReward)
+            else Rewards(r.outcome / count[e.id], tuple(t / count[e.id] for t in r.turns))
+            for e, r in zip(group, super().combine(group, feedback), strict=True)
+        ]  # fmt: skip
+
+
+def test_one_of_several_sources_that_failed_is_no_zero() -> None:
+    testing.check_combiner(Means2, sources=("one", "two"))
+    with pytest.raises(testing.Unsound, match="where 'one' has failed it counts as a score of 0"):
+        testing.check_combiner(Sums2, sources=("one", "two"))

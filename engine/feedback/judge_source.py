@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 from ..protocols import FeedbackSource, GroupJudge, Judge
 from ..records.episode import Episode
 from ..records.feedback import Answer, Comparison, Feedback, Request, version_of
-from ..util.aio import settle
+from ..util.aio import begin, outcome, settle
 from ..util.ids import canonical_json, derive_id
 from ..util.wording import name_of, tried
 
@@ -48,32 +50,64 @@ def _as_feedback(episode: Episode, value: Any) -> Feedback:
     return Feedback.abstained(episode.id) if value is None else Feedback(episode.id, score=value)
 
 
+class CoroutineJudge(FunctionJudge):
+    """A judge from a coroutine function of an episode, otherwise as `FunctionJudge`."""
+
+    async def score(self, episodes: Sequence[Episode]) -> list[Feedback]:  # type: ignore[override]
+        """Awaits the function for one episode after the other."""
+        return [_as_feedback(episode, await self.function(episode)) for episode in episodes]
+
+
+def judge_from(function: Callable[[Episode], Any]) -> Judge:
+    """Returns the judge that a function of an episode, or a coroutine function, is."""
+    return (CoroutineJudge if inspect.iscoroutinefunction(function) else FunctionJudge)(function)
+
+
 class JudgeSource(FeedbackSource):
-    """A judge as a source: what is requested is answered at the next `receive`."""
+    """A judge as a source: what is requested is answered at the next `receive`.
+
+    A function is called then. A coroutine begins when it is requested, and works while others play
+    or the policy is updated; those of several requests do so at the same time.
+    """
 
     def __init__(self, judge: Judge | GroupJudge) -> None:
         self.judge = judge
         self.kind = "group" if isinstance(judge, GroupJudge) else "episode"
-        self._waiting: list[Request] = []
+        call = judge.rank if isinstance(judge, GroupJudge) else judge.score
+        self._begins = inspect.iscoroutinefunction(call)
+        self._waiting: list[tuple[list[Request], Future[Any] | None]] = []  # with what has begun
         self._timeouts = 0  # calls of this round that had no answer
         self._warned = False
 
     def request(self, requests: Sequence[Request]) -> None:
-        """Keeps the requests until the next `receive`."""
-        self._waiting += requests
+        """Begins what a coroutine answers; keeps the rest until the next `receive`."""
+        together = [list(requests)] if self.kind == "episode" else [[r] for r in requests]
+        for own in together:
+            self._waiting.append((own, begin(self._called(own)) if self._begins else None))
 
     def receive(self) -> list[Answer]:
-        """Asks the judge about all that waits and returns its answers."""
+        """Asks the judge about all that waits, waits for what has begun, and returns the
+        answers."""
         waiting, self._waiting, self._timeouts = self._waiting, [], 0
-        if isinstance(self.judge, GroupJudge):
-            return [self._rank(request) for request in waiting]
-        return self._score(waiting)
+        if self.kind == "group":
+            return [self._rank(request, begun) for [request], begun in waiting]
+        if self._begins:
+            return [answer for own, begun in waiting for answer in self._score(own, begun)]
+        return self._score([request for own, _ in waiting for request in own])
 
-    def _score(self, requests: Sequence[Request]) -> list[Answer]:
+    async def _called(self, requests: Sequence[Request]) -> Any:
+        """Calls the judge where a call that cannot even be made is an answer that failed."""
+        return await self._call(requests)
+
+    def _call(self, requests: Sequence[Request]) -> Any:
+        if isinstance(self.judge, GroupJudge):
+            return self.judge.rank(requests[0].episodes)
+        return self.judge.score([r.episodes[0] for r in requests])
+
+    def _score(self, requests: Sequence[Request], begun: Future[Any] | None = None) -> list[Answer]:
         if not requests:
             return []
-        episodes = [r.episodes[0] for r in requests]
-        answers, reason = self._ask(lambda: list(settle(self.judge.score(episodes), LIMIT)))  # type: ignore[union-attr]
+        answers, reason = self._ask(lambda: list(self._answer(requests, begun)))
         if reason:
             # One bad episode must not spoil the others: ask again one by one.
             if len(requests) > 1:
@@ -85,6 +119,9 @@ class JudgeSource(FeedbackSource):
                 for r in requests
             ]
         return [self._checked(r, answer) for r, answer in zip(requests, answers, strict=True)]
+
+    def _answer(self, requests: Sequence[Request], begun: Future[Any] | None) -> Any:
+        return outcome(begun, LIMIT) if begun else settle(self._call(requests), LIMIT)
 
     def _ask(self, work: Callable[[], Any]) -> tuple[Any, str]:
         """One call of the judge, as `tried`.
@@ -134,8 +171,8 @@ class JudgeSource(FeedbackSource):
             )
         return self._stamped(request, answer)
 
-    def _rank(self, request: Request) -> Answer:
-        answer, reason = self._ask(lambda: settle(self.judge.rank(request.episodes), LIMIT))  # type: ignore[union-attr]
+    def _rank(self, request: Request, begun: Future[Any] | None) -> Answer:
+        answer, reason = self._ask(lambda: self._answer([request], begun))
         if reason:
             return self._failed(request, reason)
         if not isinstance(answer, Comparison) or answer.group != request.target:

@@ -54,6 +54,7 @@ class Asked:
         given: the source itself.
         uses: index of each environment that it is asked about, and the settings there.
         round: what it was asked this time, request to group.
+        ahead: requests that it was given before their round.
         failed_looks: looks in a row that raised.
     """
 
@@ -62,6 +63,7 @@ class Asked:
     given: FeedbackSource
     uses: list[tuple[int, Source]] = field(default_factory=list)
     round: dict[str, str] = field(default_factory=dict)
+    ahead: set[str] = field(default_factory=set)
     failed_looks: int = 0
 
 
@@ -229,6 +231,7 @@ class Sources:
         ledger: Ledger,
         requests: Sequence[Request] | None = None,
         earlier_groups: Collection[str] = (),
+        ahead: bool = False,
     ) -> None:
         """Asks every source about every group that was played; what failed in its environment is
         shown to no rater.
@@ -242,11 +245,14 @@ class Sources:
             requests: what to ask instead.
             earlier_groups: groups asked about earlier that still wait; a source's failures are
                 counted over these too.
+            ahead: their round is not yet: they will be asked about again then, and what a source
+                was given is not given twice.
         """
         now = ledger.clock()
-        self._again = {
-            id_: again for id_, again in self._again.items() if again.group in earlier_groups
-        }
+        if not ahead:
+            self._again = {
+                id_: again for id_, again in self._again.items() if again.group in earlier_groups
+            }
         for asked in self._asked:
             mine = (
                 [r for env, source in asked.uses for r in _requests(source, groups[env], now)]
@@ -257,7 +263,12 @@ class Sources:
             waiting = {
                 r["id"] for r in ledger.open_requests([key for own in groups for key in own])
             }
-            to_ask = [r for r in mine if r.id in waiting]
+            to_ask = [r for r in mine if r.id in waiting - asked.ahead]
+            if ahead:
+                asked.ahead.update(r.id for r in to_ask)
+                _give(asked, to_ask)
+                continue
+            asked.ahead.difference_update(r.id for r in mine)
             earlier = {id_: group for id_, group in asked.round.items() if group in earlier_groups}
             asked.round = earlier | {r.id: r.group for r in mine}
             failed = ledger.failed_requests([r.id for r in mine])
@@ -268,13 +279,7 @@ class Sources:
                 ]
                 self._again |= {r.id: Again(failed[r.id], r.group, r.deadline) for r in again}
                 to_ask += again
-            try:
-                if to_ask:
-                    asked.given.request(to_ask)
-            except (Exception, SystemExit, GeneratorExit) as error:
-                raise TooManyFailures(
-                    f"feedback source {asked.name!r} cannot be asked: {worded(error)}"
-                ) from error
+            _give(asked, to_ask)
 
     def receive(self, ledger: Ledger) -> list[Answer]:
         """Hears every source once and records what is new.
@@ -380,6 +385,21 @@ def _in_time(ledger: Ledger, answers: list[Answer]) -> list[Answer]:
         if (before[a.id].supersedes is None if a.id in before else group_of[a.target] in decided)
     }
     return [dataclasses.replace(a, supersedes=None) if a.id in alone else a for a in answers]
+
+
+def _give(asked: Asked, requests: list[Request]) -> None:
+    """Gives requests to a source.
+
+    Raises:
+        TooManyFailures: it cannot take them.
+    """
+    try:
+        if requests:
+            asked.given.request(requests)
+    except (Exception, SystemExit, GeneratorExit) as error:
+        raise TooManyFailures(
+            f"feedback source {asked.name!r} cannot be asked: {worded(error)}"
+        ) from error
 
 
 def _poll(asked: Asked) -> Sequence[Answer]:

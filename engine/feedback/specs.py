@@ -21,7 +21,7 @@ from ..util.ids import canonical_json, derive_id
 from ..util.section import Section
 from ..util.suggest import did_you_mean
 from ..util.wording import name_of
-from .judge_source import FunctionJudge, JudgeSource
+from .judge_source import JudgeSource, judge_from
 
 ENVIRONMENT = "environment"
 
@@ -257,7 +257,7 @@ def _made(entry: _Entry, plugins: Plugins) -> Giver:
     if isinstance(judge, (FeedbackSource, GroupJudge, Judge)):
         return judge
     if callable(judge):
-        return FunctionJudge(judge)
+        return judge_from(judge)
     raise PluginError(
         f"{judge!r} is no judge: derive its class from turnwise.Judge (score), GroupJudge (rank) or"
         " FeedbackSource (request, receive), or give a function of an episode"

@@ -8,14 +8,15 @@ the two. Threads of one process queue before that.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -42,6 +43,26 @@ class Words(sa.TypeDecorator[str]):
             if value is None
             else value.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
         )
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def again(method: Callable[P, R]) -> Callable[P, R]:
+    """Makes a method of a database one that is called once more where the connection breaks off in
+    it: then nobody knows whether its transaction is there, and it must not write anything twice."""
+
+    @functools.wraps(method)
+    def called(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except DatabaseError as error:
+            if not error.broke_off:
+                raise
+        return method(*args, **kwargs)
+
+    return called
 
 
 class Database:
@@ -201,11 +222,13 @@ class Database:
             cause = (error.orig or error) if isinstance(error, sa.exc.DBAPIError) else error
             words = " ".join(redact(str(cause)).split())
             if not self._sqlite and _lost(error):
-                raise self.error(
+                lost = self.error(
                     f"the {self.what} {self.url} cannot be used, it cannot be reached: {words}."
                     " What was acknowledged stands; when it can be reached again, a run goes on"
                     " with `turnwise run --resume`."
-                ) from error
+                )
+                lost.broke_off = True
+                raise lost from error
             if "locked" in words or "busy" in words or "lock timeout" in words:
                 raise self.error(
                     f"the {self.what} {self.url} is locked by another process that has not let go"

@@ -36,6 +36,7 @@ from ..errors import LedgerError
 from ..records.episode import Episode
 from ..records.feedback import Answer, Comparison, Feedback, Request
 from ..util.ids import canonical_json
+from .database import again
 from .migrations import migrate
 from .queries import chunks, current
 from .reader import LedgerReader
@@ -111,6 +112,7 @@ class Ledger(LedgerReader):
 
     # What a run must know of its ledger.
 
+    @again
     def mark(self, run: str) -> dict[str, Any]:
         """Returns a summary of what the ledger holds now: its id, the episodes and members of a
         run, and all feedback, deleted ones included: none of these counts ever decreases."""
@@ -155,6 +157,7 @@ class Ledger(LedgerReader):
 
     # Episodes.
 
+    @again
     def add_episodes(self, episodes: Sequence[Episode]) -> list[Episode]:
         """Records episodes and returns them as recorded.
 
@@ -177,6 +180,7 @@ class Ledger(LedgerReader):
                 db.execute(EPISODES.insert(), rows)
         return [known.get(e.id, e) for e in episodes]
 
+    @again
     def forget(self, ids: Sequence[str]) -> dict[str, tuple[str, int]]:
         """Deletes episodes for good, and what was asked about them and answered. What is left are
         the ids of those that have trained, and their credit.
@@ -209,6 +213,7 @@ class Ledger(LedgerReader):
 
     # Requests.
 
+    @again
     def add_requests(self, requests: Sequence[Request]) -> None:
         """Records requests; one that is there already stays as it was, its deadline too."""
         with self.writing() as db:
@@ -231,6 +236,7 @@ class Ledger(LedgerReader):
 
     # Feedback.
 
+    @again
     def add_feedback(self, answers: Sequence[Answer]) -> list[Answer]:
         """Records answers; returns those that are new, with their stamp. All or none.
 
@@ -342,6 +348,7 @@ class Ledger(LedgerReader):
 
     # Updates.
 
+    @again
     def add_members(self, run: str, update: int, members: Sequence[Member]) -> None:
         """Records the members of an update, before it happens. Writing the same again is a no-op.
 

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from ..records.episode import Episode
 from ..records.feedback import Answer, Status
-from .database import Database
+from .database import Database, again
 from .queries import about, check_filters, chunks, current, decided_until
 from .rows import Member, decode_answer, decode_episode
 from .tables import EPISODES, FEEDBACK, MEMBERS, REQUESTS
@@ -26,11 +26,13 @@ class LedgerReader(Database):
 
     clock: Callable[[], float]
 
+    @again
     def episodes(self, ids: Sequence[str]) -> dict[str, Episode]:
         """Returns episodes by id; unknown ids are left out."""
         with self.reading() as db:
             return self._load(db, ids)
 
+    @again
     def run_episodes(
         self, run: str, *, stage: str | None = None, update: int | None = None
     ) -> list[Episode]:
@@ -46,6 +48,7 @@ class LedgerReader(Database):
         with self.reading() as db:
             return [decode_episode(id_, content) for id_, content in db.execute(query)]
 
+    @again
     def judged_episodes(self, run: str, sources: Sequence[str]) -> list[Episode]:
         """Returns a run's episodes that a source has scored and that are no members of an update,
         by the time they were recorded."""
@@ -68,12 +71,14 @@ class LedgerReader(Database):
             found |= {id_: decode_episode(id_, content) for id_, content in db.execute(query)}
         return found
 
+    @again
     def open_requests(self, groups: Iterable[str] | None = None) -> list[dict[str, Any]]:
         """Returns requests without an answer that have not expired: id, kind, target, group,
         source, rater_slot, required, deadline, and the time they were first asked."""
         with self.reading() as db:
             return [dict(row) for row in self._open(db, groups)]
 
+    @again
     def failed_requests(self, requests: Sequence[str]) -> dict[str, str]:
         """Returns those of the requests whose only answer in force says that it failed, and that
         answer's id.
@@ -101,6 +106,7 @@ class LedgerReader(Database):
             query = query.where(REQUESTS.c.group.in_(list(groups)))
         return list(db.execute(query.order_by(REQUESTS.c.time, REQUESTS.c.id)).mappings())
 
+    @again
     def ready_groups(self, groups: Sequence[str], update: int | None = None) -> list[str]:
         """Returns those of the groups that wait for no required answer any more and have not
         trained.
@@ -116,6 +122,7 @@ class LedgerReader(Database):
             trained = dict(db.execute(query).tuples().all())
         return [g for g in groups if (trained[g] == update if g in trained else g not in waiting)]
 
+    @again
     def feedback(
         self,
         groups: Sequence[str] | None = None,
@@ -185,6 +192,7 @@ class LedgerReader(Database):
             rows = sorted(rows, key=lambda r: (r["time"], r["id"]))[max(0, len(rows) - newest) :]
         return [decode_answer(row) for row in sorted(rows, key=lambda r: (r[order], r["id"]))]
 
+    @again
     def decided(self, groups: Sequence[str]) -> dict[str, int]:
         """Returns those of the groups that are members of an update, and which update: further
         answers on them are late."""
@@ -218,6 +226,7 @@ class LedgerReader(Database):
                 found[update].append(member)
         return found
 
+    @again
     def _members(self, query: Any) -> list[tuple[int, Member]]:
         with self.reading() as db:
             rows = db.execute(
@@ -239,6 +248,7 @@ class LedgerReader(Database):
                 for r in rows
             ]
 
+    @again
     def deleted_members(self, run: str) -> dict[str, int]:
         """Returns the episodes that a run has trained on and that were deleted since, and in which
         update."""
@@ -249,6 +259,7 @@ class LedgerReader(Database):
         with self.reading() as db:
             return dict(db.execute(query.order_by(MEMBERS.c.update)).tuples().all())
 
+    @again
     def rounds(self, run: str) -> list[tuple[str, int]]:
         """Returns every (stage, update) that played, in order."""
         query = sa.select(EPISODES.c.stage, EPISODES.c.update, sa.func.min(EPISODES.c.time)).where(
@@ -259,6 +270,7 @@ class LedgerReader(Database):
             found = sorted(db.execute(query).tuples(), key=lambda row: (row[1], row[2]))
         return [(stage, update) for stage, update, _ in found]
 
+    @again
     def feedback_summary(self, groups: Sequence[str]) -> list[dict[str, Any]]:
         """Counts the answers on these groups and their episodes, by source: how many scored,
         abstained and failed."""
@@ -276,6 +288,7 @@ class LedgerReader(Database):
                     row[status] += count
         return [found[name] for name in sorted(found)]
 
+    @again
     def counts(self, run: str | None = None) -> dict[str, int]:
         """Returns the number of rows per table; of one run, or of all that share this ledger."""
         tables = {
@@ -296,6 +309,7 @@ class LedgerReader(Database):
         with self.reading() as db:
             return {name: int(db.scalar(query) or 0) for name, query in queries.items()}
 
+    @again
     def spend(self, run: str | None = None) -> dict[str, float]:
         """Returns the cost so far by source; of one run, or of all that share this ledger."""
         query = sa.select(FEEDBACK.c.source, sa.func.sum(FEEDBACK.c.cost)).group_by(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -180,6 +181,12 @@ class RunConfig(Section):
         for each in overlays:
             laid = dict(each) if isinstance(each, Mapping) else _read(Path(each), further=True)
             others.append(("" if isinstance(each, Mapping) else Path(each).stem, laid))
+            if isinstance(laid.get("stages"), list) and not isinstance(each, Mapping):
+                warnings.warn(
+                    f"{each} has a list of stages, which takes the place of all that were there; to"
+                    " change one, write `stages: {rl: {...}}`",
+                    stacklevel=2,
+                )
             data = lay_over(data, laid)
         if not any("name" in laid for _, laid in others):
             data["name"] = name + named_after(others)

@@ -58,6 +58,7 @@ class Policy:
         gguf: the GGUF file that it was loaded from; None: from none.
         card: makes the README.md of what is saved, given whether that is adapters alone; None: it
             has none. A run that ends sets it.
+        meanwhile: called before each forward pass: what should not wait until an update is made.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, precision: str = "no") -> None:
@@ -66,6 +67,7 @@ class Policy:
         self.lineage = fingerprint(model)
         self.gguf: str | None = None
         self.card: Callable[[bool], str] | None = None
+        self.meanwhile: Callable[[], None] = lambda: None
         if precision not in ("no", "bf16"):
             raise PolicyError(f"precision must be 'no' or 'bf16', got {precision!r}")
         self.precision = precision
@@ -280,10 +282,9 @@ class Policy:
         return [dataclasses.replace(micro, recompute=recompute) for micro in found]
 
     def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
-        """Returns the log-probs of a micro-batch's action tokens, with gradient where enabled.
-
-        They are those of logits / temperature.
-        """
+        """Returns a micro-batch's log-probs, those of logits / temperature, at its action tokens,
+        with gradient where enabled."""
+        self.meanwhile()
         run = network if network is not None else self.wrapped()
         with self.autocast():
             return run(

@@ -37,6 +37,11 @@ class Elsewhere(ABC):
         same starts and place; returns at once."""
 
     @abstractmethod
+    def has_arrived(self, chosen: Sequence[tuple[Start | Branch, int]], where: Where) -> bool:
+        """Returns whether all of what was begun with these starts and this place is here, so that
+        `rollout` would wait for nothing; returns at once."""
+
+    @abstractmethod
     def rollout(
         self,
         player: PolicyPlayer,
@@ -92,6 +97,13 @@ def begin_elsewhere(
             " take a backend that plays elsewhere, such as `backend: ray`"
         )
     player.backend.begin(player, list(starts), where, plain(max_turns, step_limit, schedule))
+
+
+def has_arrived(
+    player: PolicyPlayer, starts: Sequence[tuple[Start | Branch, int]], where: Where
+) -> bool:
+    """Returns whether `rollout` would wait for nothing: all that was begun elsewhere is here."""
+    return isinstance(player.backend, Elsewhere) and player.backend.has_arrived(starts, where)
 
 
 def plain(max_turns: int, step_limit: float, schedule: Schedule) -> dict[str, Any]:

@@ -169,6 +169,8 @@ def wait_for_answers(
     *,
     poll: float,
     show: Mapping[str, int] = {},
+    notified: set[str] | None = None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> dict[str, list[Answer]]:
     """Waits until no required answer about groups that were asked about is missing.
 
@@ -179,6 +181,8 @@ def wait_for_answers(
         poll: seconds between looks for answers that come later, at most; the first ones follow
             each other sooner.
         show: for the progress display.
+        notified: ids of the answers that listeners know; grows.
+        meanwhile: called between looks.
 
     Returns:
         answers by group.
@@ -187,7 +191,7 @@ def wait_for_answers(
         Interrupted: the run was asked to end while answers were awaited; what was played and asked
             is kept.
     """
-    notified, looks = set[str](), pauses(poll)
+    notified, looks = set() if notified is None else notified, pauses(poll)
     while True:
         ready, answers = listen(run, sources, groups, notified)
         if len(ready) == len(groups):
@@ -201,6 +205,7 @@ def wait_for_answers(
             note=waiting_note(run, sources, list(groups)),
             **show,
         )
+        meanwhile()
         run.sleep(next(looks))
 
 

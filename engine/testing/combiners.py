@@ -17,7 +17,8 @@ from .faults import faults_of, short
 def check_combiner(make: Callable[[], Combiner], *, sources: Sequence[str] = ("testing",)) -> None:
     """Has groups of conversations rewarded, and lists what is wrong: rewards of another number, or
     that depend on the order of episodes or of feedback; a reward where every source has failed or
-    abstained; feedback or episodes that it changes; what it raises.
+    abstained; one of several that failed and counts as a score of 0; feedback or episodes that it
+    changes; what it raises.
 
     Args:
         make: makes it, with weights for `sources` and for "environment".
@@ -75,11 +76,31 @@ def check_combiner(make: Callable[[], Combiner], *, sources: Sequence[str] = ("t
                         " is no number. Return NoReward with the reason"
                     )
 
+        if len(sources) > 1:
+            one = group[1]  # whose other scores are not 0
+            rest = [f for f in scores if (f.episode, f.stamp.source) != (one.id, sources[0])]
+            stamp = Stamp(source=sources[0])
+
+            def given(answer: Feedback) -> Any:
+                return combined(group, [answer, *rest]).get(one.id)
+
+            failed = given(Feedback.failed(one.id, "testing", stamp=stamp))
+            low, zero, high = (
+                given(Feedback(one.id, score=score, stamp=stamp)) for score in (-100.0, 0.0, 100.0)
+            )
+            if _same(failed, zero) and not _same(zero, low) and not _same(zero, high):
+                faults.append(
+                    f"where {sources[0]!r} has failed it counts as a score of 0: what failed is"
+                    " never a score. Leave it out of what it is weighed with, or return NoReward"
+                )
+
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Returns whether rewards are the same, up to rounding."""
-    return one.keys() == other.keys() and all(
-        type(a) is type(b)
-        and (not isinstance(a, Rewards) or math.isclose(a.outcome, b.outcome, abs_tol=1e-9))
-        for a, b in ((one[name], other[name]) for name in one)
-    )
+    return one.keys() == other.keys() and all(_same(one[name], other[name]) for name in one)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if not (isinstance(one, Rewards) and isinstance(other, Rewards)):
+        return type(one) is type(other)
+    return math.isclose(one.outcome, other.outcome, abs_tol=1e-9)

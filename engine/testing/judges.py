@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..feedback.judge_source import FunctionJudge
+from ..feedback.judge_source import judge_from
 from ..protocols import GroupJudge, Judge
 from ..records.episode import Episode
 from ..records.feedback import Comparison, Feedback
@@ -79,7 +79,7 @@ class _Check:
                 " that is registered is made by `turnwise.Plugins().create('judge', NAME)`"
             )
         self.function = None if isinstance(judge, (Judge, GroupJudge)) else judge
-        self.judge = judge if self.function is None else FunctionJudge(judge)
+        self.judge = judge if self.function is None else judge_from(judge)
         self.loop, self.seconds, self.faults = loop, seconds, faults
 
     def ask(self, argument: Sequence[Episode]) -> Any:
@@ -88,9 +88,6 @@ class _Check:
         Raises:
             Exception: what the judge raises.
         """
-        if self.function is not None and inspect.iscoroutinefunction(self.function):
-            for episode in argument:  # the engine awaits each by itself
-                self.loop.run_until_complete(self._timed(self.function(episode)))
         given: Any = self.judge
         made = given.rank(argument) if isinstance(given, GroupJudge) else given.score(argument)
         if inspect.isawaitable(made):

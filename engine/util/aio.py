@@ -7,7 +7,7 @@ import concurrent.futures
 import contextlib
 import inspect
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 from ..errors import NoAnswer, PartFailed
@@ -15,6 +15,7 @@ from .wording import worded
 
 _loops: dict[str, asyncio.AbstractEventLoop] = {}
 _loops_lock = threading.Lock()
+ANSWERS = "turnwise-answers"  # the loop of other people's coroutines
 LETTING_GO = 1.0  # seconds in which a loop must show that nothing blocks it
 
 
@@ -41,20 +42,18 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
 def settle(value: Any, limit: float | None = None) -> Any:
     """Returns the result of a call that may be a coroutine's: a judge's, a scripted player's.
 
-    Coroutines run on a loop apart from that of the model judges. One that is late is cancelled;
-    where it blocks the loop, that is left behind, and the next ones have another.
-
     Args:
         value: what the call returned.
         limit: seconds a coroutine may take; None: it is waited for.
 
     Raises:
-        NoAnswer: it took longer.
-        PartFailed: it raised what would end a process (SystemExit) or a task (CancelledError).
-        Exception: whatever else it raised.
+        NoAnswer, PartFailed, Exception: as `outcome`.
     """
-    if not inspect.isawaitable(value):
-        return value
+    return outcome(begin(value), limit) if inspect.isawaitable(value) else value
+
+
+def begin(value: Awaitable[Any]) -> concurrent.futures.Future[Any]:
+    """Starts what other people's call returned, on a loop apart from that of the model judges."""
 
     async def awaited() -> Any:
         try:
@@ -66,13 +65,23 @@ def settle(value: Any, limit: float | None = None) -> Any:
                 raise
             raise PartFailed(worded(error)) from error
 
-    name = "turnwise-answers"
-    answer = background(awaited(), name)
+    return background(awaited(), ANSWERS)
+
+
+def outcome(answer: concurrent.futures.Future[Any], limit: float | None = None) -> Any:
+    """Waits for what `begin` started and returns its result. What is late is cancelled; where it
+    blocks the loop, that is left behind, and the next ones have another.
+
+    Raises:
+        NoAnswer: it took longer than `limit` seconds from now.
+        PartFailed: it raised what would end a process (SystemExit) or a task (CancelledError).
+        Exception: whatever else it raised.
+    """
     done, _ = concurrent.futures.wait([answer], limit)
     if done:
         return answer.result()
     answer.cancel()
-    if not concurrent.futures.wait([background(asyncio.sleep(0), name)], LETTING_GO).done:
+    if not concurrent.futures.wait([background(asyncio.sleep(0), ANSWERS)], LETTING_GO).done:
         with _loops_lock:
-            _loops.pop(name, None)
+            _loops.pop(ANSWERS, None)
     raise NoAnswer(f"no answer within {limit:g} s")

@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +18,9 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from ...protocols import EnvironmentBroke
-from ...tools import named, one_line, worded
+from ...tools import TIED, named, one_line, worded
 from .session import Over
 
-# On Linux a command dies with the process that it plays for, however that ends.
-_TIED = (
-    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 9); os.execvp(sys.argv[1], sys.argv[1:])"
-)
-GUARDED = [sys.executable, "-S", "-E", "-c", _TIED] if sys.platform == "linux" else []
 LONGEST = 100_000  # characters of a task that a variable may hold
 PATIENCE = 2.0  # seconds that a command has to end after it was asked to
 KEPT = 2000  # bytes of what a command wrote last
@@ -133,7 +127,7 @@ class Command:
         local = {"NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
         try:
             self._process = subprocess.Popen(
-                [*GUARDED, *command], env={**os.environ, **local, **variables, **given},
+                [*TIED, *command], env={**os.environ, **local, **variables, **given},
                 stdin=subprocess.DEVNULL, stdout=self._wrote, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip

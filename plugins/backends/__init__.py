@@ -9,3 +9,4 @@ from ...protocols import Register, hookimpl
 def register_backends(register: Register) -> None:
     """Registers the backends of this package."""
     register("ray", "turnwise.plugins.backends.ray:Ray")
+    register("vllm", "turnwise.plugins.backends.vllm:VLLM")

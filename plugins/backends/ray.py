@@ -135,6 +135,11 @@ class Ray(Elsewhere):
             self.begin(player, chosen, where, options)
         self._begun.pop(key).finish(ended)
 
+    def has_arrived(self, chosen: Sequence[Chosen], where: Where) -> bool:
+        """Takes what is here of what was begun; returns whether it is all."""
+        playing = self._begun.get(_key(chosen, where))
+        return playing is not None and playing.is_over()
+
     def _weights(self, ray: Any) -> Sent:
         """Returns the policy's weights as workers find them; they are sent if they have changed."""
         policy, sent = self.policy, self._sent
@@ -236,8 +241,9 @@ class _Playing:
         self, ray: Any, shares: Mapping[tuple[Needs, int], list[Chosen]], plan: Round
     ) -> None:
         self.ray, self.shares, self.plan = ray, shares, plan
-        self.arrived: set[str] = set()
+        self.arrived: dict[str, Episode] = {}  # by id, in the order in which they came
         self.lost: list[Exception] = []
+        self._failed: Exception | None = None
         self._given = ray.put(plan)
         self._streams: dict[Any, tuple[Needs, int]] = {}
         for place in shares:
@@ -249,8 +255,18 @@ class _Playing:
         stream = worker.play.remote(self._given, refs, self.shares[place])
         self._streams[stream] = place
 
+    def is_over(self) -> bool:
+        """Takes what is here, without waiting; returns whether that is all. What failed is raised
+        where it is waited for."""
+        try:
+            while self._streams and self._failed is None and self._take(0.0):
+                pass
+        except Exception as error:
+            self._failed = error
+        return not self._streams and self._failed is None
+
     def finish(self, ended: Callable[[Episode], None]) -> None:
-        """Waits until all has arrived; a share is played again where its worker is lost."""
+        """Hands on what has arrived, and waits for the rest."""
         try:
             self._finish(ended)
         except BaseException:
@@ -260,34 +276,43 @@ class _Playing:
             raise
 
     def _finish(self, ended: Callable[[Episode], None]) -> None:
-        ray, began, warned = self.ray, time.monotonic(), False
-        while self._streams:
-            found, _ = ray.wait(list(self._streams), num_returns=1, timeout=10.0)
-            if not found:
-                if not (warned or self.arrived) and time.monotonic() - began > PATIENCE:
-                    warned = True
-                    there = ray.available_resources()
-                    warnings.warn(
-                        f"nothing has been played on Ray for {PATIENCE:g} s: its workers may be"
-                        f" waiting for {dict(next(iter(self.shares))[0])} each, where"
-                        f" {there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU are free",
-                        stacklevel=2,
-                    )
-                continue
-            [stream] = found
+        began, warned, handed = time.monotonic(), False, 0
+        while True:
+            if self._failed is not None:
+                raise self._failed
+            for episode in list(self.arrived.values())[handed:]:
+                handed += 1
+                ended(episode)
+            if not self._streams:
+                return
+            took = self._take(10.0)
+            if not (took or warned or self.arrived) and time.monotonic() - began > PATIENCE:
+                warned = True
+                there = self.ray.available_resources()
+                warnings.warn(
+                    f"nothing has been played on Ray for {PATIENCE:g} s: its workers may be"
+                    f" waiting for {dict(next(iter(self.shares))[0])} each, where"
+                    f" {there.get('CPU', 0):g} CPU and {there.get('GPU', 0):g} GPU are free",
+                    stacklevel=2,
+                )
+
+    def _take(self, limit: float) -> bool:
+        """Waits for a sign of a worker for so many seconds; returns whether there was one. A share
+        is played again where its worker is lost."""
+        ray = self.ray
+        found, _ = ray.wait(list(self._streams), num_returns=1, timeout=limit)
+        for stream in found:
             try:
                 episode = ray.get(next(stream))
             except StopIteration:
                 del self._streams[stream]
-                continue
             except ray.exceptions.RayTaskError as error:
                 raise error.cause from error
             except ray.exceptions.RayError as error:  # it died, was killed, or what it had is gone
                 self._lost(self._streams.pop(stream), error)
-                continue
-            if episode.id not in self.arrived:
-                self.arrived.add(episode.id)
-                ended(episode)
+            else:
+                self.arrived.setdefault(episode.id, episode)
+        return bool(found)
 
     def _lost(self, place: tuple[Needs, int], error: Exception) -> None:
         """Has the share of a worker that was lost played by another: all of it, and what has

@@ -8,19 +8,19 @@ feedback becomes rewards. `InStep` waits for all feedback on an update's own con
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import ConfigError, PluginError
-from ...pipeline.processes import decided
+from ...pipeline.processes import decided, processes
 from ...protocols import RunView
 from ...records.episode import Episode, Start
 from ...records.feedback import Answer
 from ...records.rewards import NoReward, Rewards, clipped
 from ...records.starts import StartNumber
 from ...rollout.conversation import Branch, Where
-from ...rollout.elsewhere import begin_elsewhere
+from ...rollout.elsewhere import begin_elsewhere, has_arrived
 from ...util.memory import explained_memory
 from ..collect import grouped, play, wait_for_answers
 from .experience import Experience
@@ -45,6 +45,7 @@ class Collector:
     ) -> None:
         self.run, self.settings, self.parts, self.players = run, settings, parts, players
         self.starts = Starts(run, settings, parts.curriculum)
+        self.notified: set[str] = set()  # ids of the answers that listeners know
 
     def collect(self, i: int) -> Experience:
         """Collects the conversations of update i of the stage, with all required feedback on them.
@@ -53,6 +54,10 @@ class Collector:
             Interrupted: the run is to end; what was played and asked is kept, and nothing trains.
         """
         raise TypeError(f"{type(self).__name__} does not say how it collects")
+
+    def meanwhile(self) -> None:
+        """Does what should not wait until the present update is made; called between its forward
+        passes, and while its feedback is awaited."""
 
     def has_more(self, i: int) -> bool:
         """Returns whether there is something for update i of the stage."""
@@ -85,15 +90,25 @@ class Collector:
 
     def play_round(
         self,
-        experience: Experience,
+        experience: Experience | None,
         chosen: Sequence[tuple[Start | Branch, int]],
         where: Where,
         purpose: str = "",
         group_ended: Callable[[list[Episode]], None] | None = None,
     ) -> list[Episode]:
-        """Plays conversations and records them; `purpose` as in `judged_round`, `group_ended` as in
-        `play`."""
+        """Plays conversations and records them.
+
+        Args:
+            experience: whose time and progress it is; None: nobody waits for it.
+            chosen, where, purpose: as in `judged_round`.
+            group_ended: as in `play`.
+        """
         settings, began = self.settings, time.perf_counter()
+
+        def show(done: int, total: int) -> None:
+            if experience is not None:
+                self.run.status(purpose or "play", done, total, **experience.progress)
+
         with explained_memory(
             "sampling", "`groups`, `backend: {name: in-process, rows: ...}` or `max_new_tokens`"
         ):
@@ -108,12 +123,32 @@ class Collector:
                 schedule=settings.schedule,
                 others=self.players,
                 max_failure_rate=1.0 if purpose else settings.max_failure_rate,
-                progress=lambda done, total: self.run.status(
-                    purpose or "play", done, total, **experience.progress
-                ),
+                progress=show,
             )
-        experience.play_seconds += time.perf_counter() - began
+        if experience is not None:
+            experience.play_seconds += time.perf_counter() - began
         return episodes
+
+    def ask(
+        self,
+        groups: Mapping[str, list[Episode]],
+        numbers: Mapping[str, StartNumber],
+        earlier: Collection[str] = (),
+        ahead: bool = False,
+    ) -> None:
+        """Asks the sources about groups.
+
+        Args:
+            groups: the episodes, by group.
+            numbers: of starts, by key.
+            earlier: groups of the same round that were asked about before.
+            ahead: their round is not yet.
+        """
+        by_env = [
+            {k: m for k, m in groups.items() if numbers[m[0].start.key].env == index}
+            for index in range(len(self.settings.env))
+        ]
+        self.parts.sources.ask(by_env, self.run.ledger, earlier_groups=earlier, ahead=ahead)
 
     def judged_round(
         self,
@@ -138,11 +173,7 @@ class Collector:
         run, sources, asked = self.run, self.parts.sources, set[str]()
 
         def ask(groups: Mapping[str, list[Episode]]) -> None:
-            by_env = [
-                {k: m for k, m in groups.items() if experience.numbers[m[0].start.key].env == index}
-                for index in range(len(self.settings.env))
-            ]
-            sources.ask(by_env, run.ledger, earlier_groups=asked)
+            self.ask(groups, experience.numbers, asked)
             asked.update(groups)
 
         group_ended = (lambda own: ask(grouped(own))) if sources.by_name() else None
@@ -155,8 +186,15 @@ class Collector:
             groups = grouped(episodes)
             ask({key: own for key, own in groups.items() if key not in asked})
             feedback = wait_for_answers(
-                run, sources, groups, poll=self.settings.poll, show=experience.progress
+                run,
+                sources,
+                groups,
+                poll=self.settings.poll,
+                show=experience.progress,
+                notified=self.notified,
+                meanwhile=self.meanwhile,
             )
+            self.notified -= {answer.id for answers in feedback.values() for answer in answers}
             return (
                 episodes,
                 self.combine(episodes, experience.numbers, feedback, fit=not purpose),
@@ -211,9 +249,25 @@ class Collector:
             )
 
 
+@dataclass(slots=True)
+class _Ahead:
+    """A round that is begun before its update.
+
+    Attributes:
+        chosen: its starts, with their numbers.
+        conversations: the starts, each with every slot of its group.
+        asked: whether it was played out and sources were asked about it.
+    """
+
+    chosen: list[tuple[Start, StartNumber]]
+    conversations: list[tuple[Start, int]]
+    where: Where
+    asked: bool = False
+
+
 class InStep(Collector):
     """Plays the groups of an update and waits for all feedback on them; with `overlap` those of the
-    next ones are begun before the update is made.
+    next ones are begun before the update is made, and judged as soon as they are played.
 
     What is begun is played out and recorded before a checkpoint is written: the policy that samples
     it is not in the checkpoint, and a run that goes on finds the conversations in the ledger.
@@ -223,7 +277,7 @@ class InStep(Collector):
         self, run: RunView, settings: RLSettings, parts: Parts, players: Mapping[str, Any]
     ) -> None:
         super().__init__(run, settings, parts, players)
-        self._begun: list[list[tuple[Start, StartNumber]]] = []  # the starts of the next rounds
+        self._begun: list[_Ahead] = []  # the next rounds
 
     def collect(self, i: int) -> Experience:
         """Plays and judges round i; groups without a signal are played again from other starts, up
@@ -232,11 +286,11 @@ class InStep(Collector):
         missing = self.settings.groups
         for again in range(1 + self.settings.resample):
             taken = set(experience.numbers.values())
-            taken |= {number for begun in self._begun for _, number in begun}
+            taken |= {number for begun in self._begun for _, number in begun.chosen}
             place, least = ((i, "again", again), 0) if again else ((i,), missing)
             if self.settings.overlap and not again:
                 self._begin(i)
-                chosen = self._begun.pop(0)
+                chosen = self._begun.pop(0).chosen
             else:
                 chosen = self.starts.choose(missing, taken, *place, least=least)
             if not chosen:
@@ -257,17 +311,33 @@ class InStep(Collector):
         settings = self.settings
         while len(self._begun) <= min(settings.overlap, settings.updates - i - 1):
             ahead = len(self._begun)
-            taken = {number for begun in self._begun for _, number in begun}
+            taken = {number for begun in self._begun for _, number in begun.chosen}
             chosen = self.starts.choose(settings.groups, taken, i + ahead, least=settings.groups)
+            begun = self._ahead(chosen, ahead)
             begin_elsewhere(
                 self.players["policy"],
-                self.in_groups(start for start, _ in chosen),
-                replace(self.place(), update=self.run.updates + 1 + ahead),
+                begun.conversations,
+                begun.where,
                 max_turns=settings.max_turns,
                 step_limit=settings.step_limit,
                 schedule=settings.schedule,
             )
-            self._begun.append(chosen)
+            self._begun.append(begun)
+
+    def _ahead(self, chosen: list[tuple[Start, StartNumber]], ahead: int) -> _Ahead:
+        where = replace(self.place(), update=self.run.updates + 1 + ahead)
+        return _Ahead(chosen, self.in_groups(start for start, _ in chosen), where)
+
+    def meanwhile(self) -> None:
+        """Records rounds that have been played out, and asks about them."""
+        for begun in self._begun if processes(self.run)[0] == 1 else ():
+            if begun.asked or not has_arrived(
+                self.players["policy"], begun.conversations, begun.where
+            ):
+                continue
+            groups = grouped(self.play_round(None, begun.conversations, begun.where))
+            self.ask(groups, {start.key: number for start, number in begun.chosen}, ahead=True)
+            begun.asked = True
 
     def states(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps of collecting: with `overlap` the rounds that are begun,
@@ -276,18 +346,14 @@ class InStep(Collector):
 
     def state_dict(self) -> dict[str, Any]:
         """Plays out and records what is begun; returns whose starts it is of."""
-        for ahead, chosen in enumerate(self._begun):
-            self.play_round(
-                Experience({}),
-                self.in_groups(start for start, _ in chosen),
-                replace(self.place(), update=self.run.updates + 1 + ahead),
-            )
-        own = [dict.fromkeys(number for _, number in chosen) for chosen in self._begun]
+        for begun in self._begun:
+            self.play_round(None, begun.conversations, begun.where)
+        own = [dict.fromkeys(number for _, number in begun.chosen) for begun in self._begun]
         return {"numbers": [[list(number) for number in numbers] for numbers in own]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes up the rounds that were begun; the ledger holds their conversations."""
         self._begun = [
-            self.starts.of(StartNumber(*number) for number in numbers)
-            for numbers in state["numbers"]
+            self._ahead(self.starts.of(StartNumber(*number) for number in numbers), ahead)
+            for ahead, numbers in enumerate(state["numbers"])
         ]

@@ -95,7 +95,6 @@ class Pending(Collector):
         self.groups: list[Group] = []
         self.too_old = 0  # episodes given up since the last update
         self._asked: set[str] = set()  # groups that this process has asked about
-        self._notified: set[str] = set()  # ids of the answers that listeners know
         # Groups whose feedback is complete, with its ids, and which of them got no reward.
         self._judged: tuple[Any, set[str]] = (None, set())
 
@@ -250,7 +249,7 @@ class Pending(Collector):
             run,
             self.parts.sources,
             {group.key: group.episodes for group in self.groups},
-            self._notified,
+            self.notified,
         )
         ready, needed = set(found), (settings.updates - i) * settings.groups
         # Combiners may take long over many raters' answers: they are asked only where it can matter

@@ -102,8 +102,10 @@ class RL(RLSettings):
             collector: Collector = kind(run, self, parts, players)
             stopping = EarlyStopping(run, self, players)
             done = run.begin(parts.learning() | stopping.states() | collector.states())
+            policy.meanwhile = collector.meanwhile
             yield from self._updates(collector, stopping, done)
         finally:
+            policy.meanwhile = lambda: None
             parts.sources.close()
 
     def _updates(
