@@ -149,7 +149,7 @@ class Course:
 
 
 def course(
-    speed: Speed, work: Work, workers: int, overlap: int, schedule: str, rounds: int = 12
+    speed: Speed, work: Work, workers: int, overlap: int, schedule: str, rounds: int = 18
 ) -> Course:
     """Returns how a run goes, by the rounds in the middle of it."""
     draw = random.Random(0)
@@ -163,14 +163,16 @@ def course(
         for w, own in enumerate(shares):
             took = play(speed, work, own, schedule, draw)
             free[w] = max(free[w], allowed + speed.send) + took
-            played += took
+            played += took if i >= rounds // 2 else 0.0
         judged = max(free) + work.conversations * speed.hand_over + work.judge
         ends.append(max(judged, ends[-1] if ends else 0.0) + updating)
-    first = rounds // 3
+    first = rounds // 2
     seconds = (ends[-1] - ends[first - 1]) / (rounds - first)
     made = [sum(start >= end for end in ends) for start in starts]
     stale = statistics.mean(i - made[i] for i in range(first, rounds))
-    return Course(seconds, played / (rounds * workers * seconds), updating / seconds, stale)
+    return Course(
+        seconds, played / ((rounds - first) * workers * seconds), updating / seconds, stale
+    )
 
 
 # Fitted and checked here.
@@ -341,9 +343,9 @@ def waiting(given: argparse.Namespace) -> None:
     for latency, schedule in itertools.product(
         (0.0, 0.2, 2.0, 10.0), ("deterministic", "ready-first")
     ):
-        for overlap in (0, 1, 2, 4):
+        for overlap in (0, 1, 2):
             work = Work(10_000, 8, 300, 200, latency=latency, judge=5.0)
-            made = course(speed, work, 24, overlap, schedule, rounds=9)
+            made = course(speed, work, 24, overlap, schedule)
             print(f"| {latency:g} | {schedule} | {overlap} | {made.seconds:.0f} |"
                   f" {made.playing:.0%} | {made.updating:.0%} | {made.staleness:.1f} |",
                   flush=True)  # fmt: skip
