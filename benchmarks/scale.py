@@ -195,7 +195,7 @@ def check(given: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)
 
-    class Small(Talk):
+    class Small(Talk):  # type: ignore[misc]
         work = WORKS["A-small"]
 
     gymnasium.register("speed/Small-v0", Small)

@@ -51,7 +51,7 @@ R = TypeVar("R")
 
 def again(method: Callable[P, R]) -> Callable[P, R]:
     """Makes a method of a database one that is called once more where the connection breaks off in
-    it: then nobody knows whether its transaction is there, and it must not write anything twice."""
+    it: whether its transaction is there is not known then, and it must not write anything twice."""
 
     @functools.wraps(method)
     def called(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ..protocols import Combiner
+from ..records.episode import Episode
 from ..records.feedback import Feedback, Stamp
 from ..records.rewards import NoReward, Rewards
 from .episodes import conversations
@@ -34,32 +36,7 @@ def check_combiner(make: Callable[[], Combiner], *, sources: Sequence[str] = ("t
         for source in sources
     ]
     with faults_of(make()) as faults:
-
-        def combined(episodes: Any, feedback: Any) -> dict[str, Rewards | NoReward]:
-            before = copy.deepcopy([e.to_dict() for e in episodes]), list(feedback)
-            combiner = make()  # what one has learned of an order is no fault
-            try:
-                combiner.fit(feedback)
-                found = list(combiner.combine(episodes, feedback))
-            except Exception as error:
-                faults.append(f"it raises {type(error).__name__}: {error}")
-                return {}
-            if ([e.to_dict() for e in episodes], list(feedback)) != before:
-                faults.append("it changes the episodes or the feedback that it is shown")
-            if len(found) != len(episodes):
-                faults.append(f"it gives {len(found)} rewards for {len(episodes)} conversations")
-                return {}
-            odd = [r for r in found if not isinstance(r, (Rewards, NoReward))]
-            if odd:
-                faults.append(f"it gives {short(odd[0])}, which is neither Rewards nor NoReward")
-            for reward, episode in zip(found, episodes, strict=True):
-                if isinstance(reward, Rewards) and len(reward.turns) != len(episode.turns):
-                    faults.append(
-                        f"its rewards for {episode.id!r} have {len(reward.turns)} turns, and the"
-                        f" conversation {len(episode.turns)}"
-                    )
-            return {e.id: r for e, r in zip(episodes, found, strict=True)}
-
+        combined = partial(_combined, make, faults)
         base = combined(group, scores)
         if not _alike(combined(group[::-1], scores), base):
             faults.append("its rewards depend on the order of the conversations")
@@ -75,24 +52,63 @@ def check_combiner(make: Callable[[], Combiner], *, sources: Sequence[str] = ("t
                         f"where every source has {word} on {name!r} it gives {short(reward)}: that"
                         " is no number. Return NoReward with the reason"
                     )
-
         if len(sources) > 1:
-            one = group[1]  # whose other scores are not 0
-            rest = [f for f in scores if (f.episode, f.stamp.source) != (one.id, sources[0])]
-            stamp = Stamp(source=sources[0])
+            _check_one_failed(combined, group[1], group, scores, sources[0], faults)
 
-            def given(answer: Feedback) -> Any:
-                return combined(group, [answer, *rest]).get(one.id)
 
-            failed = given(Feedback.failed(one.id, "testing", stamp=stamp))
-            low, zero, high = (
-                given(Feedback(one.id, score=score, stamp=stamp)) for score in (-100.0, 0.0, 100.0)
+def _combined(
+    make: Callable[[], Combiner], faults: list[str], episodes: Any, feedback: Any
+) -> dict[str, Rewards | NoReward]:
+    before = copy.deepcopy([e.to_dict() for e in episodes]), list(feedback)
+    combiner = make()  # what one has learned of an order is no fault
+    try:
+        combiner.fit(feedback)
+        found = list(combiner.combine(episodes, feedback))
+    except Exception as error:
+        faults.append(f"it raises {type(error).__name__}: {error}")
+        return {}
+    if ([e.to_dict() for e in episodes], list(feedback)) != before:
+        faults.append("it changes the episodes or the feedback that it is shown")
+    if len(found) != len(episodes):
+        faults.append(f"it gives {len(found)} rewards for {len(episodes)} conversations")
+        return {}
+    odd = [r for r in found if not isinstance(r, (Rewards, NoReward))]
+    if odd:
+        faults.append(f"it gives {short(odd[0])}, which is neither Rewards nor NoReward")
+    for reward, episode in zip(found, episodes, strict=True):
+        if isinstance(reward, Rewards) and len(reward.turns) != len(episode.turns):
+            faults.append(
+                f"its rewards for {episode.id!r} have {len(reward.turns)} turns, and the"
+                f" conversation {len(episode.turns)}"
             )
-            if _same(failed, zero) and not _same(zero, low) and not _same(zero, high):
-                faults.append(
-                    f"where {sources[0]!r} has failed it counts as a score of 0: what failed is"
-                    " never a score. Leave it out of what it is weighed with, or return NoReward"
-                )
+    return {e.id: r for e, r in zip(episodes, found, strict=True)}
+
+
+def _check_one_failed(
+    combined: Callable[[Any, Any], Mapping[str, Any]],
+    one: Episode,
+    group: Sequence[Episode],
+    scores: Sequence[Feedback],
+    source: str,
+    faults: list[str],
+) -> None:
+    """Notes where a conversation whose other scores are not 0 has the same reward when a source has
+    failed on it as when that scored 0, and others when it scored less or more."""
+    rest = [f for f in scores if (f.episode, f.stamp.source) != (one.id, source)]
+    stamp = Stamp(source=source)
+
+    def given(answer: Feedback) -> Any:
+        return combined(group, [answer, *rest]).get(one.id)
+
+    failed = given(Feedback.failed(one.id, "testing", stamp=stamp))
+    low, zero, high = (
+        given(Feedback(one.id, score=score, stamp=stamp)) for score in (-100.0, 0.0, 100.0)
+    )
+    if _same(failed, zero) and not _same(zero, low) and not _same(zero, high):
+        faults.append(
+            f"where {source!r} has failed it counts as a score of 0: what failed is never a score."
+            " Leave it out of what it is weighed with, or return NoReward"
+        )
 
 
 def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -193,10 +193,10 @@ class VLLM:
         try:
             [choice] = answer["choices"]
             ids = tuple(choice["token_ids"])
-            said = choice["logprobs"]["content"]
-            logprobs = tuple(float(each["logprob"]) for each in said)
+            content = choice["logprobs"]["content"]
+            logprobs = tuple(float(each["logprob"]) for each in content)
             by = {span["version"] for span in choice["weight_versions"] or ()}
-            if not ids or [each["token_id"] for each in said] != list(ids):
+            if not ids or [each["token_id"] for each in content] != list(ids):
                 raise ValueError("its log-probs are of other tokens than its reply's")
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
@@ -335,17 +335,17 @@ class Server:
                     if again + 1 == TRIES:
                         raise
                     await asyncio.sleep(2.0**again)
-            ended((conversation, self._told(answer)))
+            ended((conversation, self._content(answer)))
         except Exception as error:
             ended((conversation, self._named(error)))
 
     def _post(self, path: str, **body: Any) -> Any:
         try:
-            return self._told(self._client.post(f"{self.url}/{path}", json=body or None))
+            return self._content(self._client.post(f"{self.url}/{path}", json=body or None))
         except Exception as error:
             raise self._named(error) from error
 
-    def _told(self, answer: Any) -> Any:
+    def _content(self, answer: Any) -> Any:
         if answer.status_code != 200:
             missing = answer.status_code == 404
             hint = " Start it with VLLM_SERVER_DEV_MODE=1." if missing else ""

@@ -99,7 +99,7 @@ class Collector:
         """Plays conversations and records them.
 
         Args:
-            experience: whose time and progress it is; None: nobody waits for it.
+            experience: whose time and progress it is; None: of none, since nothing waits for it.
             chosen, where, purpose: as in `judged_round`.
             group_ended: as in `play`.
         """
