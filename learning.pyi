@@ -1,4 +1,4 @@
-from .engine.pipeline.processes import processes, shared
+from .engine.pipeline.processes import broadcast, processes, shared
 from .engine.policy.activations import kept_bytes, recomputed
 from .engine.policy.batching import make_batch, row_of
 from .engine.policy.chat import ChatFormat
@@ -40,11 +40,11 @@ from .engine.util.memory import explained_memory, peak_memory
 __all__ = [
     "Batch", "CHATML", "ChatFormat", "Credit", "InProcess", "LOADING", "Learner",
     "LearnerOptions", "Micro", "Output", "PassOptions", "Policy", "Row", "Sums",
-    "SupervisedOptions", "apart", "bilevel_gae", "build_model", "build_policy", "build_tokenizer",
-    "clipped_policy_loss", "clipped_value_loss", "context_length", "divide", "explained_memory",
-    "explained_variance", "gae", "group_advantage", "group_counts", "group_largest",
-    "importance_weight", "kept_bytes", "kl_estimate", "located", "make_batch", "outline",
-    "peak_memory", "place_turn_rewards", "processes", "recomputed", "returns_to_go", "rounding",
-    "row_of", "shared", "spread_turns", "trunk", "turn_advantages", "turn_edges", "turn_sums",
-    "whiten",
+    "SupervisedOptions", "apart", "bilevel_gae", "broadcast", "build_model", "build_policy",
+    "build_tokenizer", "clipped_policy_loss", "clipped_value_loss", "context_length",
+    "divide", "explained_memory", "explained_variance", "gae", "group_advantage",
+    "group_counts", "group_largest", "importance_weight", "kept_bytes", "kl_estimate",
+    "located", "make_batch", "outline", "peak_memory", "place_turn_rewards", "processes",
+    "recomputed", "returns_to_go", "rounding", "row_of", "shared", "spread_turns", "trunk",
+    "turn_advantages", "turn_edges", "turn_sums", "whiten",
 ]  # fmt: skip

@@ -283,6 +283,32 @@ def test_a_server_that_cannot_be_started_says_why(
         played(policy, vllm.VLLM(policy))
 
 
+def test_processes_that_share_the_weights_share_a_server(
+    serve: Callable[..., Served], model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two, each with a share of the weights: the main one sends each version, once; the policy
+    before training, which `evaluate` plays too, is sent in its turn."""
+    server = serve(*PROCESSED)
+    play = {"env": DESK, "max_new_tokens": 6,
+            "backend": {"name": "vllm", "url": server.url, "tolerance": 1e-4}}  # fmt: skip
+    rl = {**play, "updates": 2, "groups": 3, "group_size": 3, "optimizer": {"lr": 1e-2},
+          "feedback": [{"judge": "length", "min_words": 6}]}  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "shard": True,
+              "stages": [{"rl": rl}, {"evaluate": {**play, "episodes": 4}}]}  # fmt: skip
+    (tmp_path / "c.yaml").write_text(json.dumps(config))
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+             "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", "-m", "turnwise", "run",
+             str(tmp_path / "c.yaml"), "--folder", str(tmp_path / "run")]  # fmt: skip
+    done = subprocess.run(start, capture_output=True, text=True, check=False,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    run = turnwise.PastRun(tmp_path / "run")
+    assert [m["steps"] for m in run.metrics[:2]] == [1, 1]
+    assert all(m["weight_off_one"] < 1e-3 for m in run.metrics[:2])
+    sent = [path for path, *_ in server.events()]
+    assert sent.count("/collective_rpc") == 4  # twice for `rl`, once for each that is evaluated
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("vllm") is None, reason="vLLM is not installed")
 def test_the_real_server_agrees(policy: turnwise.Policy) -> None:

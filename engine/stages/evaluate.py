@@ -270,6 +270,8 @@ class Evaluate(SamplingOptions, Stage):
             played: dict[str, list[Episode]] = {}
             for slot, (name, player) in enumerate(players.items()):
                 show = partial(run.status, f"evaluate {name}")
+                if isinstance(player, PolicyPlayer):
+                    player.backend.refresh()
                 played[name] = play_held_out(
                     player, env, self.episodes, self.seed, show, where, [slot], run, others
                 )

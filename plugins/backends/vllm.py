@@ -36,7 +36,7 @@ from uuid import uuid4
 
 import torch
 
-from ...learning import Policy, Row
+from ...learning import Policy, Row, broadcast
 from ...protocols import (
     ConfigError,
     Conversation,
@@ -88,10 +88,11 @@ class VLLM:
                 f"`options` are of a server that is started here, and {url} runs already: leave"
                 " one of the two out"
             )
-        if policy.accelerator.num_processes > 1:
+        self._several = policy.accelerator.num_processes > 1
+        if self._several and (not url or sleep):
             raise ConfigError(
-                f"`backend: vllm` is for runs of one process, and this is one of"
-                f" {policy.accelerator.num_processes}: sample with `backend: in-process` there"
+                f"this run has {policy.accelerator.num_processes} processes, which share a server"
+                " that runs (`url`) and does not sleep"
             )
         self.policy, self.rows, self.tolerance = policy, rows, tolerance
         self.url, self.folder, self.options = url.rstrip("/"), folder, dict(options or {})
@@ -102,8 +103,11 @@ class VLLM:
         self._agreed = False  # once, which later differences are measured against
 
     def refresh(self) -> None:
-        """Lets the server sleep; weights are sent when something is sampled with them."""
-        if self.sleeps and (server := _servers.get(self._key)) is not None:
+        """Lets the server sleep; weights are sent when something is sampled with them. With several
+        processes they are sent here, where all of them are."""
+        if self._several:
+            self._take_up()
+        elif self.sleeps and (server := _servers.get(self._key)) is not None:
             server.sleep()
 
     def reply(
@@ -120,7 +124,7 @@ class VLLM:
                 processed log-probs.
             NonFiniteError: a log-prob is not a finite number.
         """
-        server = self._ready()
+        server = _servers[self._key] if self._several else self._take_up()
         ended: queue.SimpleQueue[tuple[Conversation, Any]] = queue.SimpleQueue()
         asked: dict[int, Future[None]] = {}
 
@@ -149,11 +153,12 @@ class VLLM:
     def _key(self) -> str:
         return self.url or canonical_json(self.options)
 
-    def _ready(self) -> Server:
+    def _take_up(self) -> Server:
         """Returns the server, awake and with the policy's weights of now."""
         weights = tuple((id(p), p._version) for p in self.policy.network.parameters())
         if weights != self._weights:
-            self._weights, self._name, self._unchecked = weights, uuid4().hex, CHECKED
+            name = broadcast(uuid4().hex) if self._several else uuid4().hex
+            self._weights, self._name, self._unchecked = weights, name, CHECKED
         server = _servers.get(self._key) or Server(self.url, self.folder, self.options)
         server.take_up(self.policy, self._name)
         return _servers.setdefault(self._key, server)
@@ -295,7 +300,17 @@ class Server:
         if self.has == name:
             return
         files = self._folder / name
-        policy.save_pretrained(files, merge=True)
+        if policy.saves:
+            policy.save_pretrained(files, merge=True)
+        if policy.accelerator.is_main_process:
+            self._load(policy, files, name)
+        policy.accelerator.wait_for_everyone()
+        if self._held is not None:
+            shutil.rmtree(self._held, ignore_errors=True)
+        self.has, self._held = name, files
+
+    def _load(self, policy: Policy, files: Path, name: str) -> None:
+        """Has the server load weights, and call them by a name."""
         if not self.url:
             self._start(files, policy)
         else:
@@ -309,9 +324,6 @@ class Server:
             )
         self._post("update_weight_version", new_version=name)
         self._post("resume")
-        if self._held is not None:
-            shutil.rmtree(self._held, ignore_errors=True)
-        self.has, self._held = name, files
 
     def sleep(self) -> None:
         """Lets the server give up its GPU memory until something is sampled."""
