@@ -21,7 +21,7 @@ import turnwise
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "hostile_environments.py"
 
 
-@pytest.mark.parametrize("episodes", [300, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("episodes", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_each_failure_is_counted_to_its_cause_and_nothing_is_left_behind(episodes: int) -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), str(episodes), "1"],

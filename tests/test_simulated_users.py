@@ -335,7 +335,7 @@ def test_a_user_may_take_longer_than_other_environments(
     server: ModelServer, tmp_path: Path
 ) -> None:
     """Answers that are slow, or queue, are waited for; one that never comes is the user's."""
-    server.faults = lambda asked: Fault("slow", seconds=1.0)
+    server.faults = lambda asked: Fault("slow", seconds=0.6)
     more = {"concurrency": 1, "patience": 20.0, "timeout": 10.0}
     given = kwargs(server, tmp_path, **more)
     chosen = [(start, 0) for start in starts(USERS, 0, 4, {}, given)]

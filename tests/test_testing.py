@@ -312,7 +312,8 @@ class Eager(Fine):
 )
 def test_a_judge_with_a_fault_is_found(judge: Any, fault: str) -> None:
     with pytest.raises(testing.Unsound, match=fault):
-        testing.check_judge(judge, seconds=0.2)
+        few = testing.conversations()[:2] if isinstance(judge, Blocks) else None
+        testing.check_judge(judge, seconds=0.2, episodes=few)
 
 
 def test_a_sound_judge_passes_a_random_one_if_that_is_meant() -> None:
@@ -322,7 +323,7 @@ def test_a_sound_judge_passes_a_random_one_if_that_is_meant() -> None:
             return Fine().score(episodes)
 
     testing.check_judge(Fine())
-    testing.check_judge(Async(), seconds=0.2)
+    testing.check_judge(Async(), seconds=0.2, episodes=testing.conversations()[:2])
     testing.check_judge(Chance(), random=True)
     testing.check_judge(lambda episode: float(len(episode.turns)))
 
@@ -377,7 +378,7 @@ def test_a_judges_class_is_no_judge() -> None:
 
 def test_functions_are_looked_at_as_judges_are() -> None:
     with pytest.raises(testing.Unsound, match="blocks its loop"):
-        testing.check_judge(blocking, seconds=0.2)
+        testing.check_judge(blocking, seconds=0.2, episodes=testing.conversations()[:2])
     with pytest.raises(testing.Unsound, match="a failure is never a score"):
         testing.check_judge(lambda e: 1.0, failing=lambda e: 1.0)
 

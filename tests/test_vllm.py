@@ -65,11 +65,23 @@ SENT = ["/pause", "/collective_rpc", "/reset_prefix_cache", "/update_weight_vers
 PROCESSED = ("--logprobs-mode", "processed_logprobs", "--enable-sleep-mode")
 
 
+@pytest.fixture(scope="module")
+def usual(model_folder: Callable[..., Path]) -> Iterator[Served]:
+    server = Served(model_folder(), *PROCESSED)
+    yield server
+    server.process.kill()
+
+
 @pytest.fixture
-def serve(model_folder: Callable[..., Path]) -> Iterator[Callable[..., Served]]:
+def serve(usual: Served, model_folder: Callable[..., Path]) -> Iterator[Callable[..., Served]]:
+    """Starts servers; the usual one, which speaks of what was sampled from, serves many tests."""
     made: list[Served] = []
 
     def make(*options: str, **more: Any) -> Served:
+        if options == PROCESSED and not more:
+            for path in ("__mode?name=processed_logprobs", "__restart", "__forget"):
+                usual.post(path)
+            return usual
         made.append(Served(model_folder(), *options, **more))
         return made[-1]
 
@@ -173,7 +185,8 @@ def test_a_run_learns_through_a_server(
 
 def test_wrong_logprobs_are_caught(serve: Callable[..., Served], policy: turnwise.Policy) -> None:
     """A server that says the log-probs of temperature 1; and one that begins to do so."""
-    server = serve()  # vLLM's default
+    server = serve(*PROCESSED)
+    server.post("__mode?name=raw_logprobs")  # vLLM's default
     with pytest.raises(turnwise.ConfigError, match=r"a token from the policy's own; 0.01 is allow"):
         played(policy, vllm.VLLM(policy, url=server.url))
     server.post("__mode?name=processed_logprobs")
@@ -267,7 +280,7 @@ def test_a_server_that_is_started_sleeps_while_the_policy_is_updated(
     assert paths == [*SENT[2:5], "/sleep", "/wake_up", *SENT[:5], "/sleep"]
     [child] = [
         each for each in psutil.Process().children(recursive=True)
-        if each.status() != "zombie" and str(SERVER) in " ".join(each.cmdline())
+        if each.status() != "zombie" and "--max-model-len" in each.cmdline()
     ]  # fmt: skip
     child.send_signal(signal.SIGTERM)
     child.wait(30)

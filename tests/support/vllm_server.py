@@ -123,8 +123,13 @@ def app_of(engine: Engine, dev: bool, key: str | None, longest: int) -> FastAPI:
     @app.post("/__restart")
     async def restart() -> Any:
         """As if the process had been started again."""
-        engine.version = "default"
+        engine.version, engine.asleep, engine.paused = "default", False, False
         engine.prefixes.clear()
+        return {}
+
+    @app.post("/__forget")
+    async def forget() -> Any:
+        engine.events.clear()
         return {}
 
     @app.post("/inference/v1/generate")
