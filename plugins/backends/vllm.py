@@ -50,7 +50,7 @@ from ...tools import TIED, background, canonical_json, install
 LOOK = 0.05  # seconds between looks for conversations that have come to wait
 PATIENCE = 600.0  # seconds that a reply, or loading weights, may take
 START = 900.0  # seconds until a server that was started must answer
-TRIES = 3  # of a reply whose connection broke
+TRIES = 3  # of a reply whose connection broke, and of forgetting prefixes
 CHECKED = 8  # replies of a version of the weights that the policy scores, too
 
 _servers: dict[str, Server] = {}  # of this process, by their address, or by how they were started
@@ -317,10 +317,13 @@ class Server:
             self._post("pause?mode=abort")  # what another left behind
             self._post("collective_rpc", method="reload_weights",
                        kwargs={"weights_path": str(files)})  # fmt: skip
-        if not self._post("reset_prefix_cache").get("success"):
+        for again in range(TRIES):
+            if self._post("reset_prefix_cache").get("success"):
+                break
+            time.sleep(2.0**again)  # blocks are still being moved
+        else:
             raise ConfigError(
-                f"{self.url} did not forget the prefixes that the weights before had computed:"
-                " something else is sampled by it"
+                f"{self.url} does not forget the prefixes that the weights before had computed"
             )
         self._post("update_weight_version", new_version=name)
         self._post("resume")
