@@ -269,9 +269,11 @@ class Server:
             import httpx2
         except ImportError as error:
             raise PluginError(f"`backend: vllm` needs httpx2: {install('vllm')}") from error
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        self._folder = Path(tempfile.mkdtemp(prefix="turnwise-vllm-", dir=folder or None))
+        if folder:  # a server of another user must be able to read it
+            self._folder = Path(folder) / f"turnwise-{uuid4().hex}"
+            self._folder.mkdir(parents=True)
+        else:
+            self._folder = Path(tempfile.mkdtemp(prefix="turnwise-vllm-"))
         atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         self._held: Path | None = None  # where the weights are that it has
         self.has, self.asleep, self.url, self._options = "", False, url, options
