@@ -21,7 +21,7 @@ import pytest
 import torch
 import turnwise
 from turnwise.engine.records.sampling import Conversation
-from turnwise.plugins.backends import vllm
+from turnwise.plugins.backends import ray, vllm
 from turnwise.running import Where
 
 DESK = "turnwise/SupportDesk-v0"
@@ -196,6 +196,99 @@ def test_wrong_logprobs_are_caught(serve: Callable[..., Served], policy: turnwis
     moved(policy)
     with pytest.warns(UserWarning, match="they agreed before"):
         played(policy, backend)
+    narrow = vllm.VLLM(policy, url=server.url, tolerance=1e-4)
+    server.post("__mode?name=processed_logprobs")
+    played(policy, narrow)
+    server.post("__mode?name=raw_logprobs")
+    moved(policy)
+    with pytest.raises(turnwise.ConfigError, match="the server may not have loaded these weights"):
+        played(policy, narrow)
+
+
+def test_a_round_of_few_replies_is_checked_too(
+    serve: Callable[..., Served], policy: turnwise.Policy
+) -> None:
+    """Fewer than are scored: what there is decides before anything trains on it."""
+    server = serve(*PROCESSED)
+    server.post("__mode?name=raw_logprobs")
+    backend = vllm.VLLM(policy, url=server.url)
+    talk = Conversation(0, [1, 2, 3], seed=1)
+    with pytest.raises(turnwise.ConfigError, match=r"a token from the policy's own"):
+        list(backend.reply([talk], turnwise.Sampling(0.5, 6)))
+
+
+def test_weights_that_change_unseen_by_torch_are_sent(
+    serve: Callable[..., Served], policy: turnwise.Policy
+) -> None:
+    """Optimizers whose kernels write into memory, such as bitsandbytes' and AdamW's fused one,
+    leave torch's version counters as they were."""
+    backend = vllm.VLLM(policy, url=serve(*PROCESSED).url, tolerance=1e-4)
+    played(policy, backend)
+    for parameter in policy.parameters():
+        parameter.data.add_(0.1 * torch.randn(parameter.shape))
+    policy.version += 1
+    [said, own] = [
+        torch.tensor(each)
+        for episode in played(policy, backend)[:1]
+        for each in ([p for t in episode.turns for p in t.logprobs or ()],
+                     own_logprobs(policy, episode))
+    ]  # fmt: skip
+    assert torch.allclose(said, own, atol=1e-4)
+
+
+def test_ids_that_are_no_tokens_are_never_sampled(
+    serve: Callable[..., Served], model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A model whose vocabulary is padded, as many are, here to twice its size."""
+    plain = turnwise.Policy.from_pretrained(model_folder(), device="cpu")
+    tokens = len(plain.tokenizer)
+    plain.model.resize_token_embeddings(2 * tokens, mean_resizing=False)
+    plain.model.save_pretrained(str(tmp_path))
+    plain.tokenizer.save_pretrained(str(tmp_path))
+    padded = turnwise.Policy.from_pretrained(tmp_path, device="cpu")
+    backend = vllm.VLLM(padded, url=serve(*PROCESSED).url, tolerance=1e-4)
+    ids = [i for e in played(padded, backend) for t in e.turns for i in t.action_ids or ()]
+    assert len(ids) > 100
+    assert max(ids) < tokens
+
+
+def test_a_server_that_reads_less_ends_conversations_there(
+    serve: Callable[..., Served], policy: turnwise.Policy
+) -> None:
+    server = serve(*PROCESSED, "--max-model-len", "200")
+    episodes = played(policy, vllm.VLLM(policy, url=server.url))
+    assert policy.context_length == 200
+    assert "context" in {e.reason for e in episodes}
+    assert all(sum(len(t.prompt_ids) + len(t.action_ids or ()) for t in e.turns) <= 200
+               for e in episodes)  # fmt: skip
+
+
+def test_a_server_that_sleeps_is_woken(
+    serve: Callable[..., Served], policy: turnwise.Policy
+) -> None:
+    """A run that ended let it sleep, and the next one finds it so."""
+    server = serve(*PROCESSED)
+    for _ in range(2):
+        backend = vllm.VLLM(policy, url=server.url, sleep=True)
+        played(policy, backend)
+        backend.refresh()
+        vllm._servers.clear()
+    paths = [path for path, *_ in server.events() if path != "/inference/v1/generate"]
+    assert paths == [*SENT[:5], "/sleep", "/wake_up", *SENT[:5], "/sleep"]
+
+
+def test_processes_cannot_play_two_policies_by_one_server(
+    serve: Callable[..., Served], policy: turnwise.Policy, model_folder: Callable[..., Path]
+) -> None:
+    server = serve(*PROCESSED)
+    other = turnwise.Policy.from_pretrained(model_folder(), device="cpu")
+    ours, theirs = (vllm.VLLM(each, url=server.url) for each in (policy, other))
+    ours._several = theirs._several = True
+    ours.refresh()
+    theirs.refresh()
+    assert played(other, theirs)
+    with pytest.raises(turnwise.ConfigError, match="has the weights of another policy"):
+        played(policy, ours)
 
 
 def test_a_prefix_cache_that_is_not_reset_is_caught(
@@ -205,13 +298,14 @@ def test_a_prefix_cache_that_is_not_reset_is_caught(
     server, post = serve(*PROCESSED), vllm.Server._post
 
     def forgetful(self: Any, path: str, **body: Any) -> Any:
+        path += "&clear_cache=false" if path.startswith("pause") else ""  # deprecated, and goes
         return {"success": True} if path == "reset_prefix_cache" else post(self, path, **body)
 
     monkeypatch.setattr(vllm.Server, "_post", forgetful)
     backend = vllm.VLLM(policy, url=server.url, tolerance=1e-3)
     played(policy, backend)
     moved(policy)
-    with pytest.warns(UserWarning, match="they agreed before"):
+    with pytest.raises(turnwise.ConfigError, match="They agreed before"):
         played(policy, backend)
 
 
@@ -249,7 +343,17 @@ def test_what_is_wrong_with_a_server_is_said(
     monkeypatch.setenv("VLLM_API_KEY", "hunter2")
     vllm._servers.clear()
     assert played(policy, vllm.VLLM(policy, url=guarded))
-    refused("with 400: .*bad length", serve(*PROCESSED, "--max-model-len", "16").url)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # is not for servers of one's own
+    slow = serve(*PROCESSED)
+    slow.post("__delay?seconds=2")
+    with pytest.raises(turnwise.ConfigError, match="no answer within 0.5 s"):
+        played(policy, vllm.VLLM(policy, url=slow.url, patience=0.5))
+    slow.post("__delay?seconds=0")
+    hot = turnwise.PolicyPlayer(policy, turnwise.Sampling(3.0, 8), vllm.VLLM(policy, url=slow.url))
+    with pytest.raises(turnwise.ConfigError, match="temperature 3: vLLM samples at .01 to 2"):
+        turnwise.rollout(hot, [(s, 0) for s in turnwise.starts(DESK, 5, 1)], WHERE)
+    with pytest.raises(turnwise.ConfigError, match="2 workers cannot share http://127.0.0.1:9"):
+        ray.Ray(policy, backend={"name": "vllm", "url": "http://127.0.0.1:9"})
     with pytest.raises(turnwise.ConfigError, match="`options` are of a server that is started"):
         vllm.VLLM(policy, url="http://127.0.0.1:9", options={"dtype": "float32"})
 
@@ -268,7 +372,9 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_server_that_is_started_sleeps_while_the_policy_is_updated(
     command: None, policy: turnwise.Policy
 ) -> None:
-    backend = vllm.VLLM(policy, options={"max-model-len": 5000})
+    options = {"max-model-len": 256, "enable_prefix_caching": False,
+               "compilation-config": {"pass_config": {"fuse": True}}}  # fmt: skip
+    backend = vllm.VLLM(policy, options=options)
     for _ in range(2):
         played(policy, backend)
         backend.refresh()
@@ -278,12 +384,54 @@ def test_a_server_that_is_started_sleeps_while_the_policy_is_updated(
     with urllib.request.urlopen(f"{server.url}/__events") as answer:
         paths = [path for path, *_ in json.load(answer) if path != "/inference/v1/generate"]
     assert paths == [*SENT[2:5], "/sleep", "/wake_up", *SENT[:5], "/sleep"]
-    [child] = [
-        each for each in psutil.Process().children(recursive=True)
-        if each.status() != "zombie" and "--max-model-len" in each.cmdline()
-    ]  # fmt: skip
-    child.send_signal(signal.SIGTERM)
-    child.wait(30)
+    with urllib.request.urlopen(f"{server.url}/__options") as answer:
+        given = json.load(answer)
+    assert given["compilation_config"] == options["compilation-config"]
+    assert given["enable_prefix_caching"] is False
+    assert given["enable_sleep_mode"] is True
+    assert policy.context_length == 256
+    ended(psutil.Process(server._process.pid).children(recursive=True), server.close)
+
+
+def ended(processes: list[psutil.Process], end: Callable[[], Any]) -> None:
+    """Asserts that a server's processes, and what it has started, are gone soon after."""
+    assert len([p for p in processes if "EngineCore" in " ".join(p.cmdline())]) == 1
+    end()
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param("by itself", marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+        signal.SIGKILL,
+    ],
+)
+def test_a_server_ends_with_the_run(
+    command: None, model_folder: Callable[..., Path], tmp_path: Path, how: Any
+) -> None:
+    """With all of its processes, also where the one that started it is killed, and where the thread
+    that started it has ended, as in a worker of Ray."""
+    (tmp_path / "play.py").write_text(
+        "import sys, threading, turnwise\n"
+        "from turnwise.plugins.backends import vllm\n"
+        f"policy = turnwise.Policy.from_pretrained({str(model_folder())!r}, device='cpu')\n"
+        "backend = vllm.VLLM(policy)\n"
+        "thread = threading.Thread(target=backend._take_up)\n"
+        "thread.start(); thread.join()\n"
+        "print('there', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    run = subprocess.Popen([sys.executable, str(tmp_path / "play.py")], stdin=subprocess.PIPE,
+                           stdout=subprocess.PIPE)  # fmt: skip
+    assert run.stdin
+    assert run.stdout
+    assert run.stdout.readline() == b"there\n"
+    end = run.stdin.close if how == "by itself" else lambda: run.send_signal(how)
+    ended(psutil.Process(run.pid).children(recursive=True), end)
+    run.wait(60)
 
 
 def test_a_server_that_cannot_be_started_says_why(
@@ -291,6 +439,8 @@ def test_a_server_that_cannot_be_started_says_why(
 ) -> None:
     with pytest.raises(turnwise.ConfigError, match="vLLM did not start.*unrecognized arguments"):
         played(policy, vllm.VLLM(policy, options={"no-such": True}))
+    with pytest.raises(turnwise.ConfigError, match="cannot have 'port', which is set here"):
+        played(policy, vllm.VLLM(policy, options={"port": 9}))
     monkeypatch.setenv("PATH", "")
     with pytest.raises(turnwise.PluginError, match="there is no command `vllm`: `pip install"):
         played(policy, vllm.VLLM(policy))

@@ -58,7 +58,7 @@ class Policy:
         gguf: the GGUF file that it was loaded from; None: from none.
         card: makes the README.md of what is saved, given whether that is adapters alone; None: it
             has none. A run that ends sets it.
-        meanwhile: called before each forward pass: what should not wait until an update is made.
+        meanwhile: called after each backward pass: what should not wait until an update is made.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, precision: str = "no") -> None:
@@ -176,7 +176,7 @@ class Policy:
 
     @cached_property
     def context_length(self) -> int:
-        """The most tokens the model may read."""
+        """The most tokens the model may read; fewer where what samples its replies reads fewer."""
         return context_length(self.model.config.get_text_config())
 
     @property
@@ -284,7 +284,6 @@ class Policy:
     def score(self, micro: Micro, temperature: float = 1.0, network: Any = None) -> Output:
         """Returns a micro-batch's log-probs, those of logits / temperature, at its action tokens,
         with gradient where enabled."""
-        self.meanwhile()
         run = network if network is not None else self.wrapped()
         with self.autocast():
             return run(

@@ -78,6 +78,11 @@ class Ray(Elsewhere):
         self.policy, self.workers, self.rows = policy, workers, workers * rows
         self._needs = {"CPU": cpus, "GPU": gpus, **(resources or {})}
         own = {"name": backend} if isinstance(backend, str) else dict(backend)
+        if workers > 1 and own.get("url"):
+            raise ConfigError(
+                f"each worker sends weights to its server, and {workers} workers cannot share"
+                f" {own['url']}: leave `url` out, so that each starts its own, or take one worker"
+            )
         self._backend = {"rows": rows, **own} if own.get("name") == "in-process" else own
         self._sent: Sent | None = None
         self._sent_when: tuple[Any, ...] = (0,)  # to which cluster, and what the weights were then
