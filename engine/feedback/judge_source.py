@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 import threading
+import time
 import warnings
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from ..protocols import FeedbackSource, GroupJudge, Judge
 from ..records.episode import Episode
 from ..records.feedback import Answer, Comparison, Feedback, Request, version_of
-from ..util.aio import begin, outcome, settle
+from ..util.aio import answering_loop, begin, leave_blocked, settle
 from ..util.ids import canonical_json, derive_id
 from ..util.wording import name_of, tried
 
-LIMIT = 600.0  # seconds that a judge's coroutine may take for a call
+LIMIT = 600.0  # seconds that a judge's coroutine may take for a call, from the last sign of it
+MOMENT = 0.05  # seconds that a look waits for coroutines
+AT_A_TIME = 64  # coroutines of a judge
 NO_ANSWER = "no answer within"  # how the reason of one that took longer begins
 HANGS = 3  # calls without an answer, after which the judge is not asked again in this round
 
@@ -54,7 +61,7 @@ class CoroutineJudge(FunctionJudge):
     """A judge from a coroutine function of an episode, otherwise as `FunctionJudge`."""
 
     async def score(self, episodes: Sequence[Episode]) -> list[Feedback]:  # type: ignore[override]
-        """Awaits the function for one episode after the other."""
+        """Awaits the function for one episode after the other; a source asks about each alone."""
         return [_as_feedback(episode, await self.function(episode)) for episode in episodes]
 
 
@@ -63,65 +70,154 @@ def judge_from(function: Callable[[Episode], Any]) -> Judge:
     return (CoroutineJudge if inspect.iscoroutinefunction(function) else FunctionJudge)(function)
 
 
-class JudgeSource(FeedbackSource):
-    """A judge as a source: what is requested is answered at the next `receive`.
+@dataclass(eq=False, slots=True)
+class _Begun:
+    """Requests that a coroutine answers, the answer to come, and whether it was begun before on a
+    loop that another coroutine blocked."""
 
-    A function is called then. A coroutine begins when it is requested, and works while others play
-    or the policy is updated; those of several requests do so at the same time.
+    requests: list[Request]
+    answer: Future[Any]
+    again: bool
+
+
+class JudgeSource(FeedbackSource):
+    """A judge as a source.
+
+    A function is called at the next `receive`, which waits for it. A coroutine begins when it is
+    requested, and works while others play or the policy is updated; those of several requests do so
+    at the same time, `AT_A_TIME` at most.
+
+    Attributes:
+        begins: whether it is a coroutine.
     """
 
     def __init__(self, judge: Judge | GroupJudge) -> None:
         self.judge = judge
         self.kind = "group" if isinstance(judge, GroupJudge) else "episode"
         call = judge.rank if isinstance(judge, GroupJudge) else judge.score
-        self._begins = inspect.iscoroutinefunction(call)
-        self._waiting: list[tuple[list[Request], Future[Any] | None]] = []  # with what has begun
+        self.begins = inspect.iscoroutinefunction(call)
+        self._waiting: list[Request] = []  # for the next `receive`
+        self._begun: list[_Begun] = []
+        self._task = f"judge {uuid4().hex}"  # what its coroutines are called
+        self._loop: Any = None  # where they were begun, `AT_A_TIME` of them
+        self._room = asyncio.Semaphore(AT_A_TIME)
+        self._active = 0.0  # when a coroutine was begun or ended last
         self._timeouts = 0  # calls of this round that had no answer
         self._warned = False
 
     def request(self, requests: Sequence[Request]) -> None:
         """Begins what a coroutine answers; keeps the rest until the next `receive`."""
-        together = [list(requests)] if self.kind == "episode" else [[r] for r in requests]
-        for own in together:
-            self._waiting.append((own, begin(self._called(own)) if self._begins else None))
+        if not self.begins:
+            self._waiting += requests
+        elif self.kind == "group" or isinstance(self.judge, CoroutineJudge):
+            for request in requests:
+                self._begin([request])
+        elif requests:
+            self._begin(list(requests))
+
+    def waits(self) -> bool:
+        """Returns whether an answer is to come."""
+        return bool(self._waiting or self._begun)
 
     def receive(self) -> list[Answer]:
-        """Asks the judge about all that waits, waits for what has begun, and returns the
-        answers."""
+        """Asks a judge that is a function about all that waits; returns what coroutines have
+        answered by now."""
+        if self.begins:
+            return self._arrived()
         waiting, self._waiting, self._timeouts = self._waiting, [], 0
         if self.kind == "group":
-            return [self._rank(request, begun) for [request], begun in waiting]
-        if self._begins:
-            return [answer for own, begun in waiting for answer in self._score(own, begun)]
-        return self._score([request for own, _ in waiting for request in own])
+            return [self._ranked(r, *self._ask(partial(self._called_now, [r]))) for r in waiting]
+        return self._score(waiting)
 
-    async def _called(self, requests: Sequence[Request]) -> Any:
+    def close(self) -> None:
+        """Cancels what has begun."""
+        self._take_begun()
+
+    def _begin(self, requests: list[Request], again: bool = False) -> None:
+        if self._loop is not answering_loop():
+            self._loop, self._room = answering_loop(), asyncio.Semaphore(AT_A_TIME)
+        self._active = time.monotonic()
+        answer = begin(self._called(requests, self._room), self._task)
+        self._begun.append(_Begun(requests, answer, again))
+
+    async def _called(self, requests: Sequence[Request], room: asyncio.Semaphore) -> Any:
         """Calls the judge where a call that cannot even be made is an answer that failed."""
-        return await self._call(requests)
+        async with room:
+            return await self._call(requests)
+
+    def _arrived(self) -> list[Answer]:
+        """Returns the answers of coroutines that have ended, after a moment for those that are
+        quick. Where none has for too long, all that are begun are given up."""
+        if self._begun and self._loop is not answering_loop():  # another judge blocked it
+            return self._begin_again()
+        wait([each.answer for each in self._begun], MOMENT)
+        done = [each for each in self._begun if each.answer.done()]
+        self._begun = [each for each in self._begun if each not in done]
+        if done:
+            self._active = time.monotonic()
+        elif self._begun and time.monotonic() - self._active > LIMIT:
+            self._warn_slow()
+            if leave_blocked() in (None, self._task):
+                return self._given_up(self._take_begun())
+            return self._begin_again()
+        return [answer for each in done for answer in self._taken(each)]
+
+    def _taken(self, each: _Begun) -> list[Answer]:
+        """Returns what a coroutine that has ended answered."""
+        if self.kind == "group":
+            return [self._ranked(each.requests[0], *tried(each.answer.result))]
+        answers, reason = tried(lambda: list(each.answer.result()))
+        if reason and len(each.requests) > 1:  # one bad episode must not spoil the others
+            for request in each.requests:
+                self._begin([request])
+            return []
+        return self._scored(each.requests, answers, reason)
+
+    def _take_begun(self) -> list[_Begun]:
+        begun, self._begun = self._begun, []
+        for each in reversed(begun):  # or those that wait for room would begin
+            each.answer.cancel()
+        return begun
+
+    def _begin_again(self) -> list[Answer]:
+        """Begins on another loop what stood on one that another judge's coroutine blocked, once."""
+        begun = self._take_begun()
+        for each in begun:
+            if not each.again:
+                self._begin(each.requests, again=True)
+        return self._given_up([each for each in begun if each.again])
+
+    def _given_up(self, begun: Sequence[_Begun]) -> list[Answer]:
+        """Asks about each request of several alone; one alone has failed."""
+        for request in (r for each in begun if len(each.requests) > 1 for r in each.requests):
+            self._begin([request], again=True)
+        alone = [each.requests[0] for each in begun if len(each.requests) == 1]
+        return [self._failed(request, f"{NO_ANSWER} {LIMIT:g} s") for request in alone]
 
     def _call(self, requests: Sequence[Request]) -> Any:
         if isinstance(self.judge, GroupJudge):
             return self.judge.rank(requests[0].episodes)
         return self.judge.score([r.episodes[0] for r in requests])
 
-    def _score(self, requests: Sequence[Request], begun: Future[Any] | None = None) -> list[Answer]:
+    def _called_now(self, requests: Sequence[Request]) -> Any:
+        return settle(self._call(requests), LIMIT)
+
+    def _score(self, requests: Sequence[Request]) -> list[Answer]:
         if not requests:
             return []
-        answers, reason = self._ask(lambda: list(self._answer(requests, begun)))
-        if reason:
-            # One bad episode must not spoil the others: ask again one by one.
-            if len(requests) > 1:
-                return [answer for request in requests for answer in self._score([request])]
-            return [self._failed(requests[0], reason)]
-        if len(answers) != len(requests):
-            return [
-                self._failed(r, f"it gave {len(answers)} answers for {len(requests)} episodes")
-                for r in requests
-            ]
-        return [self._checked(r, answer) for r, answer in zip(requests, answers, strict=True)]
+        answers, reason = self._ask(lambda: list(self._called_now(requests)))
+        if reason and len(requests) > 1:  # one bad episode must not spoil the others
+            return [answer for request in requests for answer in self._score([request])]
+        return self._scored(requests, answers, reason)
 
-    def _answer(self, requests: Sequence[Request], begun: Future[Any] | None) -> Any:
-        return outcome(begun, LIMIT) if begun else settle(self._call(requests), LIMIT)
+    def _scored(
+        self, requests: Sequence[Request], answers: Sequence[Any], reason: str
+    ) -> list[Answer]:
+        if not reason and len(answers) != len(requests):
+            reason = f"it gave {len(answers)} answers for {len(requests)} episodes"
+        if reason:
+            return [self._failed(request, reason) for request in requests]
+        return [self._checked(r, answer) for r, answer in zip(requests, answers, strict=True)]
 
     def _ask(self, work: Callable[[], Any]) -> tuple[Any, str]:
         """One call of the judge, as `tried`.
@@ -171,8 +267,7 @@ class JudgeSource(FeedbackSource):
             )
         return self._stamped(request, answer)
 
-    def _rank(self, request: Request, begun: Future[Any] | None) -> Answer:
-        answer, reason = self._ask(lambda: self._answer([request], begun))
+    def _ranked(self, request: Request, answer: Any, reason: str) -> Answer:
         if reason:
             return self._failed(request, reason)
         if not isinstance(answer, Comparison) or answer.group != request.target:
@@ -214,7 +309,13 @@ def ask_judge(judge: Judge, episodes: Sequence[Episode]) -> list[Feedback]:
     Whatever it does wrong is a `failed` answer, as in a run; nothing is raised.
     """
     source = JudgeSource(judge)
-    source.request(
-        [Request("episode", episode.id, "", episodes=(episode,)) for episode in episodes]
-    )
-    return [answer for answer in source.receive() if isinstance(answer, Feedback)]
+    requests = [
+        Request("episode", episode.id, "", number, episodes=(episode,))
+        for number, episode in enumerate(episodes)  # one may be there twice
+    ]
+    source.request(requests)
+    answers: dict[str | None, Answer] = {}
+    while source.waits():
+        answers |= {answer.stamp.request: answer for answer in source.receive()}
+    found = [answers[request.id] for request in requests]
+    return [answer for answer in found if isinstance(answer, Feedback)]

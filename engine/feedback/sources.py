@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from ..records.feedback import Answer, Comparison, Feedback, Request, version_of
 from ..util.ids import derive_id
 from ..util.secrets import redact, redacted
 from ..util.wording import each_text, reason_text, valid, worded
+from .judge_source import JudgeSource
+from .requests import in_time, requests_of
 from .specs import (
     ENVIRONMENT,
     Source,
@@ -65,6 +67,14 @@ class Asked:
     round: dict[str, str] = field(default_factory=dict)
     ahead: set[str] = field(default_factory=set)
     failed_looks: int = 0
+
+    @property
+    def may_be_ahead(self) -> bool:
+        """Whether it may be asked before a round is there: not what answers while one waits for it,
+        nor what learns between rounds from the feedback so far."""
+        works = not isinstance(self.given, JudgeSource) or self.given.begins
+        parts = dict(with_members(judge_of(self.given), self.name)).values()
+        return works and all(type(part).learn is Giver.learn for part in parts)
 
 
 @dataclass(slots=True)
@@ -222,7 +232,11 @@ class Sources:
             raise
 
     def close(self) -> None:
-        """Closes what was opened, also where closing one of them raises."""
+        """Closes what was opened, also where closing one of them raises; cancels what judges that
+        are coroutines have begun."""
+        for asked in self._asked:
+            if isinstance(asked.given, JudgeSource):
+                asked.given.close()
         self._opened.close()
 
     def ask(
@@ -246,7 +260,11 @@ class Sources:
             earlier_groups: groups asked about earlier that still wait; a source's failures are
                 counted over these too.
             ahead: their round is not yet: they will be asked about again then, and what a source
-                was given is not given twice.
+                was given is not given twice. Sources that may not be asked ahead are left out.
+
+        Raises:
+            TooManyFailures: a source cannot be asked, or failed ahead on more of this round than
+                the run allows.
         """
         now = ledger.clock()
         if not ahead:
@@ -254,8 +272,10 @@ class Sources:
                 id_: again for id_, again in self._again.items() if again.group in earlier_groups
             }
         for asked in self._asked:
+            if ahead and not asked.may_be_ahead:
+                continue
             mine = (
-                [r for env, source in asked.uses for r in _requests(source, groups[env], now)]
+                [r for env, source in asked.uses for r in requests_of(source, groups[env], now)]
                 if requests is None
                 else [r for r in requests if r.source == asked.name]
             )
@@ -265,15 +285,20 @@ class Sources:
             }
             to_ask = [r for r in mine if r.id in waiting - asked.ahead]
             if ahead:
-                asked.ahead.update(r.id for r in to_ask)
-                _give(asked, to_ask)
+                with suppress(TooManyFailures):  # it is asked again when it is their round
+                    _give(asked, to_ask)
+                    asked.ahead.update(r.id for r in to_ask)
                 continue
-            asked.ahead.difference_update(r.id for r in mine)
+            ids = {r.id for r in mine}
+            was_ahead = bool(asked.ahead & ids)
+            asked.ahead -= ids
             earlier = {id_: group for id_, group in asked.round.items() if group in earlier_groups}
             asked.round = earlier | {r.id: r.group for r in mine}
             failed = ledger.failed_requests([r.id for r in mine])
-            # An outage stopped the run; it is over, perhaps.
-            if len(failed) > self.max_failure_rate * len(mine):
+            if was_ahead:
+                self._refuse_failures(asked, failed, ledger)
+            # Else an outage stopped the run; it is over, perhaps.
+            elif len(failed) > self.max_failure_rate * len(mine):
                 again = [
                     r for r in mine if r.id in failed and (r.deadline is None or r.deadline > now)
                 ]
@@ -292,22 +317,36 @@ class Sources:
         """
         new: list[Answer] = []
         for asked in self._asked:
-            answers = _in_time(ledger, [self._stamp(asked, answer) for answer in _poll(asked)])
+            answers = in_time(ledger, [self._stamp(asked, answer) for answer in _poll(asked)])
             recorded = ledger.add_feedback(answers)
             if answers:
                 asked.given.acknowledge([a.id for a in answers])
-            reasons = sorted({a.reason for a in recorded if a.status == "failed"})[:3]
-            # The rate is that of this round, as the ledger has it: a judge that dies late must not
-            # live on its past.
-            failed = len(ledger.failed_requests(list(asked.round))) if reasons else 0
-            if failed > self.max_failure_rate * len(asked.round):
-                raise TooManyFailures(
-                    f"feedback source {asked.name!r} failed on {failed} of {len(asked.round)}"
-                    f" requests, more than max_failure_rate={self.max_failure_rate:g} allows."
-                    f" Reasons: {'; '.join(reasons)}. Nothing it failed on was scored."
-                )
+            if any(answer.status == "failed" for answer in answers):
+                # The rate is that of this round, as the ledger has it: a judge that dies late must
+                # not live on its past.
+                failed = ledger.failed_requests(list(asked.round))
+                self._refuse_failures(asked, failed, ledger)
             new += recorded
         return new
+
+    def _refuse_failures(self, asked: Asked, failed: Mapping[str, str], ledger: Ledger) -> None:
+        """Raises `TooManyFailures` where a source failed on more of its round than the run
+        allows.
+
+        Args:
+            asked: the source.
+            failed: its answers that failed, by request.
+            ledger: where they are.
+        """
+        if len(failed) <= self.max_failure_rate * len(asked.round):
+            return
+        answers = ledger.feedback(ids=sorted(failed.values()), late=True)
+        reasons = sorted({answer.reason for answer in answers})[:3]
+        raise TooManyFailures(
+            f"feedback source {asked.name!r} failed on {len(failed)} of {len(asked.round)}"
+            f" requests, more than max_failure_rate={self.max_failure_rate:g} allows."
+            f" Reasons: {'; '.join(reasons)}. Nothing it failed on was scored."
+        )
 
     def waits_again(self, now: float) -> list[str]:
         """Returns the groups of the requests that were asked again and are still without an answer,
@@ -331,60 +370,6 @@ class Sources:
         return dataclasses.replace(
             answer, stamp=stamp, reason=reason_text(answer.reason), comment=comment, details=details
         )
-
-
-def _luck(source: str, episode: Episode) -> float:
-    """A number in [0, 1) for a group; never of an id, since ids hold the run's name, which must not
-    matter."""
-    return (
-        int(derive_id("share", source, episode.stage, episode.update, episode.start.key)[:12], 16)
-        / 16**12
-    )
-
-
-def _requests(source: Source, groups: Mapping[str, Sequence[Episode]], now: float) -> list[Request]:
-    deadline = None if source.deadline is None else now + source.deadline
-    requests = []
-    for group, members in groups.items():
-        shown = tuple(e for e in members if e.ending != "failed" and e.turns)
-        if not shown or _luck(source.name, shown[0]) >= source.share:
-            continue
-        requests += [
-            Request(
-                source.kind,
-                q.target,
-                source.name,
-                slot,
-                deadline,
-                source.required,
-                q.ask,
-                q.episodes,
-            )
-            for q in source.given.plan(group, shown)
-            for slot in range(source.raters)
-            if not (source.kind == "group" and len(q.episodes) < 2)
-        ]
-    return requests
-
-
-def _in_time(ledger: Ledger, answers: list[Answer]) -> list[Answer]:
-    """Makes answers of their own of corrections that come after their group was decided: a source
-    cannot know that, and both are kept."""
-    corrections = [a for a in answers if a.supersedes is not None]
-    if not corrections:
-        return answers
-    stored = ledger.feedback(ids=[a.id for a in corrections], late=True, corrected=True)
-    before = {a.id: a for a in stored}
-    episodes = ledger.episodes([a.target for a in corrections])
-    group_of = {a.target: a.target for a in corrections}
-    group_of |= {id_: episode.group for id_, episode in episodes.items()}
-    decided = ledger.decided(sorted(set(group_of.values())))
-    alone = {
-        a.id
-        for a in corrections
-        if (before[a.id].supersedes is None if a.id in before else group_of[a.target] in decided)
-    }
-    return [dataclasses.replace(a, supersedes=None) if a.id in alone else a for a in answers]
 
 
 def _give(asked: Asked, requests: list[Request]) -> None:

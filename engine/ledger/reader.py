@@ -72,7 +72,7 @@ class LedgerReader(Database):
         return found
 
     @again
-    def open_requests(self, groups: Iterable[str] | None = None) -> list[dict[str, Any]]:
+    def open_requests(self, groups: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Returns requests without an answer that have not expired: id, kind, target, group,
         source, rater_slot, required, deadline, and the time they were first asked."""
         with self.reading() as db:

@@ -111,6 +111,7 @@ class Learner:
         accelerator = self.policy.accelerator
         # DDP and FSDP average over processes.
         accelerator.backward(loss * micro.weight * accelerator.num_processes * self._scale)
+        self.policy.meanwhile()
 
     def discard(self) -> None:
         """Forgets the gradient that was added up."""

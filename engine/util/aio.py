@@ -24,11 +24,16 @@ def background(
 ) -> concurrent.futures.Future[Any]:
     """Starts a coroutine on the loop of this name, which all such coroutines of a process share, on
     a daemon thread, so that sessions and clients opened in one call still work in the next."""
+    return asyncio.run_coroutine_threadsafe(work, _loop(name))
+
+
+def _loop(name: str) -> asyncio.AbstractEventLoop:
+    """Returns the loop of this name, which turns."""
     with _loops_lock:
         if name not in _loops:
             loop = _loops[name] = asyncio.new_event_loop()
             threading.Thread(target=_turn, args=(loop,), daemon=True, name=name).start()
-        return asyncio.run_coroutine_threadsafe(work, _loops[name])
+        return _loops[name]
 
 
 def _turn(loop: asyncio.AbstractEventLoop) -> None:
@@ -40,26 +45,50 @@ def _turn(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def settle(value: Any, limit: float | None = None) -> Any:
-    """Returns the result of a call that may be a coroutine's: a judge's, a scripted player's.
+    """Returns the result of a call that may be a coroutine's: a judge's, a scripted player's. What
+    is late is cancelled.
 
     Args:
         value: what the call returned.
         limit: seconds a coroutine may take; None: it is waited for.
 
     Raises:
-        NoAnswer, PartFailed, Exception: as `outcome`.
+        NoAnswer: it took longer than `limit` seconds.
+        PartFailed: it raised what would end a process (SystemExit) or a task (CancelledError).
+        Exception: whatever else it raised.
     """
-    return outcome(begin(value), limit) if inspect.isawaitable(value) else value
+    if not inspect.isawaitable(value):
+        return value
+    answer = begin(value)
+    done, _ = concurrent.futures.wait([answer], limit)
+    if done:
+        return answer.result()
+    answer.cancel()
+    leave_blocked()
+    raise NoAnswer(f"no answer within {limit:g} s")
 
 
-def begin(value: Awaitable[Any]) -> concurrent.futures.Future[Any]:
-    """Starts what other people's call returned, on a loop apart from that of the model judges."""
+def answering_loop() -> asyncio.AbstractEventLoop:
+    """Returns the loop of other people's coroutines; another after that was left behind."""
+    return _loop(ANSWERS)
+
+
+def begin(value: Awaitable[Any], task: str = "") -> concurrent.futures.Future[Any]:
+    """Starts what other people's call returned, on a loop apart from that of the model judges.
+
+    Args:
+        value: what it returned.
+        task: what the work is called, by which `leave_blocked` names it.
+    """
 
     async def awaited() -> Any:
+        own = asyncio.current_task()
+        assert own is not None
+        own.set_name(task)
         try:
             return await value
         except BaseException as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if own.cancelling():
                 return None  # it was late: its result is dropped
             if isinstance(error, Exception):
                 raise
@@ -68,20 +97,18 @@ def begin(value: Awaitable[Any]) -> concurrent.futures.Future[Any]:
     return background(awaited(), ANSWERS)
 
 
-def outcome(answer: concurrent.futures.Future[Any], limit: float | None = None) -> Any:
-    """Waits for what `begin` started and returns its result. What is late is cancelled; where it
-    blocks the loop, that is left behind, and the next ones have another.
+def leave_blocked() -> str | None:
+    """Leaves the loop of other people's coroutines behind where one of them blocks it: the next
+    ones have another, and those that had begun there do not end.
 
-    Raises:
-        NoAnswer: it took longer than `limit` seconds from now.
-        PartFailed: it raised what would end a process (SystemExit) or a task (CancelledError).
-        Exception: whatever else it raised.
+    Returns:
+        what the one that blocks it is called; None: none does.
     """
-    done, _ = concurrent.futures.wait([answer], limit)
-    if done:
-        return answer.result()
-    answer.cancel()
-    if not concurrent.futures.wait([background(asyncio.sleep(0), ANSWERS)], LETTING_GO).done:
-        with _loops_lock:
-            _loops.pop(ANSWERS, None)
-    raise NoAnswer(f"no answer within {limit:g} s")
+    loop = answering_loop()
+    if concurrent.futures.wait([background(asyncio.sleep(0), ANSWERS)], LETTING_GO).done:
+        return None
+    task = asyncio.current_task(loop)
+    with _loops_lock:
+        if _loops.get(ANSWERS) is loop:
+            del _loops[ANSWERS]
+    return task.get_name() if task else ""

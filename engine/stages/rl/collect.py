@@ -19,7 +19,7 @@ from ...records.episode import Episode, Start
 from ...records.feedback import Answer
 from ...records.rewards import NoReward, Rewards, clipped
 from ...records.starts import StartNumber
-from ...rollout.conversation import Branch, Where
+from ...rollout.conversation import Branch, Where, episode_id
 from ...rollout.elsewhere import begin_elsewhere, has_arrived
 from ...util.memory import explained_memory
 from ..collect import grouped, play, wait_for_answers
@@ -56,8 +56,8 @@ class Collector:
         raise TypeError(f"{type(self).__name__} does not say how it collects")
 
     def meanwhile(self) -> None:
-        """Does what should not wait until the present update is made; called between its forward
-        passes, and while its feedback is awaited."""
+        """Does what should not wait until the present update is made; called after its backward
+        passes, and while its feedback is awaited. What fails is raised when its round comes."""
 
     def has_more(self, i: int) -> bool:
         """Returns whether there is something for update i of the stage."""
@@ -256,13 +256,17 @@ class _Ahead:
     Attributes:
         chosen: its starts, with their numbers.
         conversations: the starts, each with every slot of its group.
-        asked: whether it was played out and sources were asked about it.
+        recorded: whether it was played out and is in the ledger.
+        asked: whether sources were asked about it.
+        failed: why it could not be played out.
     """
 
     chosen: list[tuple[Start, StartNumber]]
     conversations: list[tuple[Start, int]]
     where: Where
+    recorded: bool = False
     asked: bool = False
+    failed: Exception | None = None
 
 
 class InStep(Collector):
@@ -290,7 +294,10 @@ class InStep(Collector):
             place, least = ((i, "again", again), 0) if again else ((i,), missing)
             if self.settings.overlap and not again:
                 self._begin(i)
-                chosen = self._begun.pop(0).chosen
+                begun = self._begun.pop(0)
+                if begun.failed is not None:
+                    raise begun.failed
+                chosen = begun.chosen
             else:
                 chosen = self.starts.choose(missing, taken, *place, least=least)
             if not chosen:
@@ -329,13 +336,27 @@ class InStep(Collector):
         return _Ahead(chosen, self.in_groups(start for start, _ in chosen), where)
 
     def meanwhile(self) -> None:
-        """Records rounds that have been played out, and asks about them."""
+        """Records rounds that have been played out, and asks about them; not with several
+        processes, which do everything together."""
         for begun in self._begun if processes(self.run)[0] == 1 else ():
-            if begun.asked or not has_arrived(
+            here = begun.recorded or has_arrived(
                 self.players["policy"], begun.conversations, begun.where
-            ):
-                continue
+            )
+            if here and not begun.asked and begun.failed is None:
+                self._take(begun)
+
+    def _take(self, begun: _Ahead) -> None:
+        """Plays out a round, records it, and asks about it."""
+        alone = processes(self.run)[0] == 1
+        try:
             groups = grouped(self.play_round(None, begun.conversations, begun.where))
+        except Exception as error:
+            if not alone:  # the others would go on
+                raise
+            begun.failed = error
+            return
+        begun.recorded = True
+        if alone:
             self.ask(groups, {start.key: number for start, number in begun.chosen}, ahead=True)
             begun.asked = True
 
@@ -347,7 +368,8 @@ class InStep(Collector):
     def state_dict(self) -> dict[str, Any]:
         """Plays out and records what is begun; returns whose starts it is of."""
         for begun in self._begun:
-            self.play_round(None, begun.conversations, begun.where)
+            if not begun.recorded and begun.failed is None:
+                self._take(begun)
         own = [dict.fromkeys(number for _, number in begun.chosen) for begun in self._begun]
         return {"numbers": [[list(number) for number in numbers] for numbers in own]}
 
@@ -357,3 +379,8 @@ class InStep(Collector):
             self._ahead(self.starts.of(StartNumber(*number) for number in numbers), ahead)
             for ahead, numbers in enumerate(state["numbers"])
         ]
+        for begun in self._begun:
+            ids = [episode_id(begun.where, start, slot) for start, slot in begun.conversations]
+            begun.recorded = processes(self.run)[0] == 1 and len(
+                self.run.ledger.episodes(ids)
+            ) == len(ids)
