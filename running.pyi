@@ -2,7 +2,7 @@ from .engine.analysis.scores import Score, score
 from .engine.cli.app import import_module, load_config
 from .engine.environments.conventions import Observation
 from .engine.environments.pool import Environments
-from .engine.ledger.database import Database, Words
+from .engine.ledger.database import Database, Words, again
 from .engine.ledger.ledger import Ledger
 from .engine.ledger.store import SLOTS, keep
 from .engine.pipeline.config import RunConfig
@@ -46,8 +46,9 @@ __all__ = [
     "Evaluate", "JudgedPlayOptions", "KNOWN", "Ledger", "LiveEpisode", "Observation",
     "PlayOptions", "Plugins", "PolicyPlayer", "RL", "RLSettings", "RUN", "Rank", "Reply", "Run",
     "RunConfig", "SERVED", "SLOTS", "Score", "ScriptPlayer", "Weights", "Where", "Words",
-    "check_envs", "check_weights", "checked_options", "comparing", "comparisons_of", "component",
-    "declared", "draw_curves", "episode_id", "fetch", "import_module", "in_order", "keep",
+    "again", "check_envs", "check_weights", "checked_options", "comparing", "comparisons_of",
+    "component", "declared", "draw_curves", "episode_id", "fetch", "import_module", "in_order",
+    "keep",
     "load_config", "make_parts", "open_ledger", "play", "play_held_out", "print_scores",
     "printable", "quiet", "read_config", "read_conversations", "rollout", "score", "transcript",
     "weighed", "write_report",

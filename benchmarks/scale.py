@@ -46,6 +46,7 @@ class Speed:
         update, token: of an update, and more for each token in it.
         send: of a version of the weights to all workers.
         hand_over: of a conversation, from a worker to the run.
+        rows: conversations that a worker has memory for at a time; not a time.
     """
 
     step: float
@@ -55,6 +56,7 @@ class Speed:
     token: float
     send: float = 0.0
     hand_over: float = 0.0
+    rows: int = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,11 @@ class Work:
 
 
 def play(speed: Speed, work: Work, own: int, schedule: str, draw: random.Random) -> float:
-    """Returns the seconds in which a worker plays `own` conversations."""
-    return (together if schedule == "deterministic" else ready_first)(speed, work, own, draw)
+    """Returns the seconds in which a worker plays `own` conversations: one part of them after the
+    other, where it has no memory for all."""
+    parts = -(-own // speed.rows)
+    way = together if schedule == "deterministic" else ready_first
+    return sum(way(speed, work, len(range(part, own, parts)), draw) for part in range(parts))
 
 
 def together(speed: Speed, work: Work, own: int, draw: random.Random) -> float:
@@ -153,7 +158,8 @@ def course(
 ) -> Course:
     """Returns how a run goes, by the rounds in the middle of it."""
     draw = random.Random(0)
-    free, ends, played = [0.0] * workers, list[float](), 0.0
+    free, ends = [0.0] * workers, list[float]()
+    played: list[tuple[float, float]] = []  # from when to when a worker did
     updating = speed.update + speed.token * work.tokens
     shares = [len(range(w, work.conversations, workers)) for w in range(workers)]
     starts = []
@@ -161,18 +167,19 @@ def course(
         allowed = ends[i - overlap - 1] if i > overlap else 0.0
         starts.append(allowed)
         for w, own in enumerate(shares):
-            took = play(speed, work, own, schedule, draw)
-            free[w] = max(free[w], allowed + speed.send) + took
-            played += took if i >= rounds // 2 else 0.0
+            begins = max(free[w], allowed + speed.send)
+            free[w] = begins + play(speed, work, own, schedule, draw)
+            played.append((begins, free[w]))
         judged = max(free) + work.conversations * speed.hand_over + work.judge
         ends.append(max(judged, ends[-1] if ends else 0.0) + updating)
-    first = rounds // 2
-    seconds = (ends[-1] - ends[first - 1]) / (rounds - first)
+    # From the middle on, and not the last: what is played beside it would be missing.
+    first, last = rounds // 2, rounds - overlap - 1
+    since, until = ends[first - 1], ends[last]
+    seconds = (until - since) / (last + 1 - first)
+    busy = sum(max(min(end, until) - max(begin, since), 0.0) for begin, end in played)
     made = [sum(start >= end for end in ends) for start in starts]
     stale = statistics.mean(i - made[i] for i in range(first, rounds))
-    return Course(
-        seconds, played / ((rounds - first) * workers * seconds), updating / seconds, stale
-    )
+    return Course(seconds, busy / (workers * (until - since)), updating / seconds, stale)
 
 
 # Fitted and checked here.
@@ -271,13 +278,16 @@ MODELS = [
     Model("7B", 7.6e9, 2 * 2 * 28 * 4 * 128),  # 28 layers, 4 heads of keys and values, 128 wide
     Model("70B", 70.6e9, 2 * 2 * 80 * 8 * 128),  # 80 layers, 8 heads
 ]
-GPU = {"flops": 989e12, "memory": 3.35e12, "link": 50e9}  # an H100's data sheet; 400 Gb/s a GPU
+# An H100's data sheet; 400 Gb/s a GPU.
+GPU = {"flops": 989e12, "memory": 3.35e12, "link": 50e9, "bytes": 80e9}
 SHARE = {"flops": 0.4, "memory": 0.6, "link": 0.6}  # of it, assumed; nothing was measured on a GPU
-ROOM = {"7B": 1, "70B": 4}  # GPUs of a worker: weights and a cache must fit
+ROOM = {"7B": 1, "70B": 4}  # GPUs of a worker: weights and a cache must fit into nine tenths
 
 
-def on_gpus(model: Model, players: int, learners: int, context: float) -> tuple[Speed, int]:
+def on_gpus(model: Model, work: Work, players: int, learners: int) -> tuple[Speed, int]:
     """Returns what takes how long, and how many workers the players' GPUs are."""
+    longest = work.turns * (work.reply + work.read)
+    context = longest / 2  # in the mean
     flops, memory, link = (GPU[k] * SHARE[k] for k in ("flops", "memory", "link"))
     each = ROOM[model.name]
     weights = 2 * model.parameters
@@ -290,6 +300,7 @@ def on_gpus(model: Model, players: int, learners: int, context: float) -> tuple[
         token=8 * model.parameters / (learners * flops),  # 6, and 2 of the reference
         send=weights / (each * link),
         hand_over=1e-4,
+        rows=int((0.9 * each * GPU["bytes"] - weights) / (longest * model.cache)),
     )
     return speed, max(players // each, 1)
 
@@ -299,43 +310,46 @@ def paper(given: argparse.Namespace) -> None:
     work = Work(1024, 8, 300, 200, latency=0.2, judge=10.0)
     print(f"1,024 conversations of {work.turns} turns, {work.reply} tokens a reply and {work.read}"
           " read, environments of 0.2 s, a judge of 10 s:\n")  # fmt: skip
-    print("| model | GPUs: play, update | update s | play s | in step | `overlap: 1` | `overlap: 2`"
-          " | ready-first, `overlap: 1` | versions old |")  # fmt: skip
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| model | GPUs: play, update | of a worker | update s | play s | in step | `overlap: 1`"
+          " | `overlap: 2` | ready-first, `overlap: 1` | versions old |")  # fmt: skip
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for model, gpus in itertools.product(MODELS, (8, 32, 64, 256)):
         if gpus < 2 * ROOM[model.name] or 16 * model.parameters > gpus / 2 * 80e9:
-            print(f"| {model.name} | {gpus} | does not fit: weights, gradients and moments take"
+            print(f"| {model.name} | {gpus} | | does not fit: weights, gradients and moments take"
                   f" {16 * model.parameters / 1e9:,.0f} GB | | | | | | |")  # fmt: skip
             continue
-        context = work.turns * (work.reply + work.read) / 2
         halves = range(1, 8)
         found = []
         for eighths in halves:  # of the GPUs that play
             players = gpus * eighths // 8
             if players < ROOM[model.name] or 16 * model.parameters > (gpus - players) * 80e9:
                 continue
-            speed, workers = on_gpus(model, players, gpus - players, context)
+            speed, workers = on_gpus(model, work, players, gpus - players)
             found.append((course(speed, work, workers, 1, "ready-first").seconds, players))
         _, players = min(found)
-        speed, workers = on_gpus(model, players, gpus - players, context)
+        speed, workers = on_gpus(model, work, players, gpus - players)
 
         def at(overlap: int, schedule: str, speed: Speed = speed, workers: int = workers) -> Course:
             return course(speed, work, workers, overlap, schedule)
 
         step, one, two = (at(n, "deterministic").seconds for n in (0, 1, 2))
         ready = at(1, "ready-first")
-        took = play(speed, work, -(-work.conversations // workers), "deterministic",
+        own = -(-work.conversations // workers)
+        took = play(speed, work, own, "deterministic",
                     random.Random(0))  # fmt: skip
         learned = speed.update + speed.token * work.tokens
-        print(f"| {model.name} | {players}, {gpus - players} | {learned:.1f} | {took:.1f} |"
+        print(f"| {model.name} | {players}, {gpus - players} |"
+              f" {own} ({min(own, speed.rows)} at a time) | {learned:.1f} | {took:.1f} |"
               f" {step:.1f} | {one:.1f} | {two:.1f} | {ready.seconds:.1f} |"
               f" {ready.staleness:.1f} |")  # fmt: skip
 
 
 def waiting(given: argparse.Namespace) -> None:
     """Prints what schedules and overlap buy where environments are slow."""
-    speed, _ = on_gpus(MODELS[0], 24, 40, 2000)
-    print("10,000 conversations at a time on 24 workers of one GPU, 40 GPUs that learn, a 7B")
+    work = Work(10_000, 8, 300, 200, judge=5.0)
+    speed, workers = on_gpus(MODELS[0], work, 48, 80)
+    assert workers * speed.rows >= work.conversations
+    print("10,000 conversations at a time on 48 workers of one GPU, 80 GPUs that learn, a 7B")
     print("policy, 8 turns; steps of environments heavy-tailed (lognormal, sigma 1.2):\n")
     print("| mean s | schedule | overlap | s an update | workers busy | update's share |"
           " versions old |")  # fmt: skip
@@ -344,8 +358,7 @@ def waiting(given: argparse.Namespace) -> None:
         (0.0, 0.2, 2.0, 10.0), ("deterministic", "ready-first")
     ):
         for overlap in (0, 1, 2):
-            work = Work(10_000, 8, 300, 200, latency=latency, judge=5.0)
-            made = course(speed, work, 24, overlap, schedule)
+            made = course(speed, replace(work, latency=latency), workers, overlap, schedule)
             print(f"| {latency:g} | {schedule} | {overlap} | {made.seconds:.0f} |"
                   f" {made.playing:.0%} | {made.updating:.0%} | {made.staleness:.1f} |",
                   flush=True)  # fmt: skip

@@ -2,9 +2,11 @@
 steps take 200 ms in the mean, with a heavy tail (lognormal, sigma 1.2), in threads.
 
     python benchmarks/speed_waiting.py --model A-small --rounds 3 --threads 1
+    python benchmarks/speed_waiting.py --model A-small --ray 2
 
-Rounds of the three ways of playing take turns in one process; printed are medians and ranges of
-tokens per second, and the share of the throughput without latency.
+With `--ray` workers on this machine play, each its share of the 64 at a time. Rounds of the three
+ways of playing take turns; printed are medians and ranges of tokens per second, and the share of
+the throughput without latency.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from speed_work import WORKS, answer, make, question
 from turnwise.engine.environments.pool import Environments
 from turnwise.engine.rollout.elsewhere import Schedule
 from turnwise.learning import InProcess
+from turnwise.plugins.backends.ray import Ray
 
 MEAN, SIGMA = 0.2, 1.2
 TURNS, AT_A_TIME = 6, 64
-DELAY = {"on": False}
 
 
 class Slow(gymnasium.Env):
@@ -36,6 +38,9 @@ class Slow(gymnasium.Env):
 
     observation_space = action_space = turnwise.Text(1_000_000)
     metadata: dict[str, Any] = {"concurrency": "thread"}
+
+    def __init__(self, waits: bool) -> None:
+        self.waits = waits
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[str, dict[str, Any]]:
         """Opens a conversation."""
@@ -45,7 +50,7 @@ class Slow(gymnasium.Env):
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
         """Hears a reply."""
         self.turns += 1
-        if DELAY["on"]:
+        if self.waits:
             draw = random.Random(repr((self.start, self.turns)))
             time.sleep(draw.lognormvariate(math.log(MEAN) - SIGMA**2 / 2, SIGMA))
         done = self.turns == TURNS
@@ -58,12 +63,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--ray", type=int, default=0, help="workers; 0: in this process")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--conversations", type=int, default=192)
     parser.add_argument("--model", default="A-small", choices=["A-nano", "A-small"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    gymnasium.register("speed/Slow-v0", lambda **_: Slow())
+    gymnasium.register("speed/Slow-v0", Slow, kwargs={"waits": True})
+    gymnasium.register("speed/Quick-v0", Slow, kwargs={"waits": False})
     ways: dict[str, tuple[bool, Schedule]] = {
         "no latency": (False, "deterministic"),
         "deterministic": (True, "deterministic"),
@@ -75,11 +82,15 @@ def main() -> None:
             make(WORKS[given.model], Path(folder)), device="cpu"
         )
         policy.chat.stop_ids = frozenset()
-        starts = [(s, 0) for s in turnwise.starts("speed/Slow-v0", 0, given.conversations)]
         for _ in range(given.rounds + 1):  # the first one warms up
             for name, (slow, schedule) in ways.items():
-                DELAY["on"] = slow
-                backend = InProcess(policy, rows=AT_A_TIME)
+                env = "speed/Slow-v0" if slow else "speed/Quick-v0"
+                starts = [(s, 0) for s in turnwise.starts(env, 0, given.conversations)]
+                backend: Any = (
+                    Ray(policy, workers=given.ray, rows=AT_A_TIME // given.ray)
+                    if given.ray
+                    else InProcess(policy, rows=AT_A_TIME)
+                )
                 player = turnwise.PolicyPlayer(policy, turnwise.Sampling(1.0, 32), backend)
                 environments = Environments()
                 since = time.perf_counter()

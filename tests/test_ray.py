@@ -19,6 +19,7 @@ import torch
 import turnwise
 import yaml
 from support.command import Command
+from test_processes import run_of, weights
 from turnwise.engine.errors import PluginError
 from turnwise.engine.policy.in_process import InProcess
 from turnwise.plugins.backends.ray import Ray
@@ -420,3 +421,33 @@ def test_a_run_whose_driver_is_killed_goes_on_exactly(
         for name in ("straight", "killed")
     )
     assert one == two
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_processes_with_a_share_of_the_weights_each_play_on_ray(
+    overlap: int, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Two, with a cluster each: they send the whole weights of now, and make the updates of one
+    process, also where conversations are begun ahead."""
+    rl = {"env": DESK, "updates": 3, "groups": 3, "group_size": 3, "max_new_tokens": 8,
+          "feedback": [{"judge": "length", "min_words": 6}], "optimizer": {"lr": 0.01},
+          "backend": {"name": "ray", "workers": 1}, "overlap": overlap}  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": rl}]}
+    one, two = (
+        run_of(processes, {**config, **more}, tmp_path / str(processes))
+        for processes, more in ((1, {}), (2, {"shard": True}))
+    )
+    found = [turnwise.PastRun(folder) for folder in (one, two)]
+    texts = [
+        [(e.start.key, e.slot, [t.action_ids for t in e.turns]) for e in sorted(
+            run.ledger.run_episodes(run.id), key=lambda e: (e.update, e.start.key, e.slot))]
+        for run in found
+    ]  # fmt: skip
+    assert texts[0] == texts[1]
+    for run in found:
+        assert [m.get("staleness/max") for m in run.metrics] == [0, 1, 1] or not overlap
+        assert all(m["steps"] == 1 for m in run.metrics)
+        assert overlap or all(m["weight_off_one"] < 1e-3 for m in run.metrics)
+    for a, b in zip(weights(one).values(), weights(two).values(), strict=True):
+        assert torch.allclose(a, b, atol=2e-5)

@@ -1165,7 +1165,19 @@ class Means2(Sums2):
         ]  # fmt: skip
 
 
+class NeedsOne(Sums2):
+    """Forgives none but the second."""
+
+    def combine(self, group: Any, feedback: Any) -> Any:
+        sound = {f.target for f in feedback if f.stamp.source == "one" and f.status == "scored"}
+        made = super().combine(group, feedback)
+        return [r if e.id in sound else NoReward("one failed")
+                for e, r in zip(group, made, strict=True)]  # fmt: skip
+
+
 def test_one_of_several_sources_that_failed_is_no_zero() -> None:
     testing.check_combiner(Means2, sources=("one", "two"))
     with pytest.raises(testing.Unsound, match="where 'one' has failed it counts as a score of 0"):
         testing.check_combiner(Sums2, sources=("one", "two"))
+    with pytest.raises(testing.Unsound, match="where 'two' has failed it counts as a score of 0"):
+        testing.check_combiner(NeedsOne, sources=("one", "two"))

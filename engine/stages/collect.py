@@ -50,17 +50,17 @@ def play(
     """
     ids = [episode_id(where, start, slot) for start, slot in chosen]
     recorded = run.ledger.episodes(ids) if run.is_main else {}
-    world, rank = processes(run)
+    world, _ = processes(run)
     recorded = shared(run, recorded)
     if len(recorded) == len(set(ids)):
         return [recorded[id_] for id_ in ids]
     if group_ended and world == 1:
         options["ended"] = _by_group(run, chosen, group_ended)
-    share, allowed = _share(chosen, world, rank), options.get("max_failure_rate", 1.0)
+    own, allowed = share(run, chosen), options.get("max_failure_rate", 1.0)
     if world > 1:
         options["max_failure_rate"] = 1.0  # of all, not of a share
     with run.policy.whole() if world > 1 else contextlib.nullcontext():
-        played = rollout(player, share, where, environments=run.environments, **options)
+        played = rollout(player, own, where, environments=run.environments, **options)
     if world > 1:
         from accelerate.utils import gather_object
 
@@ -76,10 +76,11 @@ def play(
     return shared(run, episodes)
 
 
-def _share(
-    chosen: Sequence[tuple[Start | Branch, int]], world: int, rank: int
+def share(
+    run: RunView, chosen: Sequence[tuple[Start | Branch, int]]
 ) -> list[tuple[Start | Branch, int]]:
-    """Returns what one of several processes plays: whole matches, in turn."""
+    """Returns what this one of several processes plays: whole matches, in turn."""
+    world, rank = processes(run)
     numbers: dict[Any, int] = {}
     return [
         (start, slot)

@@ -52,8 +52,8 @@ def check_combiner(make: Callable[[], Combiner], *, sources: Sequence[str] = ("t
                         f"where every source has {word} on {name!r} it gives {short(reward)}: that"
                         " is no number. Return NoReward with the reason"
                     )
-        if len(sources) > 1:
-            _check_one_failed(combined, group[1], group, scores, sources[0], faults)
+        for source in sources if len(sources) > 1 else ():
+            _check_one_failed(combined, group[1], group, scores, source, faults)
 
 
 def _combined(

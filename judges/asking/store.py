@@ -20,7 +20,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 
 from ...protocols import DatabaseError, Paused
-from ...running import Database, Words, keep
+from ...running import Database, Words, again, keep
 from ...tools import canonical_json
 from ..models.model import Usage
 
@@ -165,12 +165,14 @@ class Cache(Database):
         with self.writing() as db:
             _cache.create_all(db)
 
+    @again
     def get(self, key: str) -> Verdict | None:
         """Returns the verdict under a key; None where there is none."""
         with self.reading() as db:
             found = db.scalar(sa.select(VERDICTS.c.content).where(VERDICTS.c.key == key))
         return None if found is None else _verdict(found)
 
+    @again
     def put(self, key: str, verdict: Verdict, now: float) -> Verdict:
         """Stores a verdict; one that is there already stays. A failure is not stored.
 

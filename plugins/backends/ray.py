@@ -99,8 +99,7 @@ class Ray(Elsewhere):
 
         Raises:
             PluginError: ray is missing.
-            ConfigError: there is no cluster, or it has less than is needed; the policy's weights
-                are divided among processes.
+            ConfigError: there is no cluster, or it has less than is needed.
         """
         ray = _connected()
         kinds: dict[tuple[Needs, bool], list[list[Chosen]]] = {}
@@ -148,15 +147,11 @@ class Ray(Elsewhere):
     def _weights(self, ray: Any) -> Sent:
         """Returns the policy's weights as workers find them; they are sent if they have changed."""
         policy, sent = self.policy, self._sent
-        if policy.is_sharded:
-            raise ConfigError(
-                "workers of Ray get the weights of one process, and `shard: true` divides them:"
-                " leave one of the two out"
-            )
         weights = [(id(p), p._version) for p in policy.network.parameters()]
         now = (_cluster, policy.version, weights)
         if sent is None or now[0] != self._sent_when[0]:
-            model = outline(policy.network.model, "cpu").cpu()
+            network = policy.copied_network() if policy.is_sharded else policy.network
+            model = outline(network.model, "cpu").cpu()
             parts = (model, policy.tokenizer, policy.precision, policy.chat.template.today)
             sent = Sent(uuid4().hex, ray.put(parts), "", policy.version, None)
         if sent.trained is None or now != self._sent_when:

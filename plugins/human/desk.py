@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from ...protocols import Answer, Comparison, Episode, Feedback, Request
-from ...running import SLOTS
+from ...running import SLOTS, again
 from ...tools import canonical_json, derive_id
 from . import raters, tasks
 from .answers import decode_answer, encode_answer, encode_form
@@ -47,6 +47,7 @@ class Desk(DeskReader):
 
     # What the run lays out.
 
+    @again
     def publish(
         self, run: str, source: str, settings: Mapping[str, Any], instructions: str
     ) -> None:
@@ -60,10 +61,11 @@ class Desk(DeskReader):
             else:
                 db.execute(STUDIES.update().where(*mine).values(**row))
 
+    @again
     def add_items(
         self,
         run: str,
-        requests: Iterable[Request],
+        requests: Sequence[Request],
         ask: Mapping[str, Any],
         gold: Mapping[str, Any] | None = None,
     ) -> None:

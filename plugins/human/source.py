@@ -211,7 +211,7 @@ class People(FeedbackSource):
         desk.publish(context.run, context.name, self.settings, self._text)
         if self.gold is not None:
             desk.add_gold(context.run, context.name, self.ask, Path(self.gold))
-        desk.add_items(context.run, {r.item: r for r in requests}.values(), self.ask)
+        desk.add_items(context.run, list({r.item: r for r in requests}.values()), self.ask)
         self._looked = -math.inf
 
     def receive(self) -> list[Feedback | Comparison]:

@@ -22,7 +22,7 @@ from ...records.starts import StartNumber
 from ...rollout.conversation import Branch, Where, episode_id
 from ...rollout.elsewhere import begin_elsewhere, has_arrived
 from ...util.memory import explained_memory
-from ..collect import grouped, play, wait_for_answers
+from ..collect import grouped, play, share, wait_for_answers
 from .experience import Experience
 from .metrics import groups_with_signal, warn_unread
 from .parts import Parts, part_name
@@ -321,14 +321,15 @@ class InStep(Collector):
             taken = {number for begun in self._begun for _, number in begun.chosen}
             chosen = self.starts.choose(settings.groups, taken, i + ahead, least=settings.groups)
             begun = self._ahead(chosen, ahead)
-            begin_elsewhere(
-                self.players["policy"],
-                begun.conversations,
-                begun.where,
-                max_turns=settings.max_turns,
-                step_limit=settings.step_limit,
-                schedule=settings.schedule,
-            )
+            with self.run.policy.whole():
+                begin_elsewhere(
+                    self.players["policy"],
+                    share(self.run, begun.conversations),
+                    begun.where,
+                    max_turns=settings.max_turns,
+                    step_limit=settings.step_limit,
+                    schedule=settings.schedule,
+                )
             self._begun.append(begun)
 
     def _ahead(self, chosen: list[tuple[Start, StartNumber]], ahead: int) -> _Ahead:
