@@ -72,11 +72,12 @@ def judge_from(function: Callable[[Episode], Any]) -> Judge:
 
 @dataclass(eq=False, slots=True)
 class _Begun:
-    """Requests that a coroutine answers, the answer to come, and whether it was begun before on a
-    loop that another coroutine blocked."""
+    """Requests that a coroutine answers, the answer to come, the loop it was begun on, and whether
+    that was the second time, since another coroutine blocked the loop of the first."""
 
     requests: list[Request]
     answer: Future[Any]
+    loop: Any
     again: bool
 
 
@@ -99,7 +100,7 @@ class JudgeSource(FeedbackSource):
         self._waiting: list[Request] = []  # for the next `receive`
         self._begun: list[_Begun] = []
         self._task = f"judge {uuid4().hex}"  # what its coroutines are called
-        self._loop: Any = None  # where they were begun, `AT_A_TIME` of them
+        self._loop: Any = None  # the one that `_room` is of
         self._room = asyncio.Semaphore(AT_A_TIME)
         self._active = 0.0  # when a coroutine was begun or ended last
         self._timeouts = 0  # calls of this round that had no answer
@@ -131,14 +132,14 @@ class JudgeSource(FeedbackSource):
 
     def close(self) -> None:
         """Cancels what has begun."""
-        self._take_begun()
+        self._taken_back(self._begun)
 
     def _begin(self, requests: list[Request], again: bool = False) -> None:
         if self._loop is not answering_loop():
             self._loop, self._room = answering_loop(), asyncio.Semaphore(AT_A_TIME)
         self._active = time.monotonic()
         answer = begin(self._called(requests, self._room), self._task)
-        self._begun.append(_Begun(requests, answer, again))
+        self._begun.append(_Begun(requests, answer, self._loop, again))
 
     async def _called(self, requests: Sequence[Request], room: asyncio.Semaphore) -> Any:
         """Calls the judge where a call that cannot even be made is an answer that failed."""
@@ -148,8 +149,9 @@ class JudgeSource(FeedbackSource):
     def _arrived(self) -> list[Answer]:
         """Returns the answers of coroutines that have ended, after a moment for those that are
         quick. Where none has for too long, all that are begun are given up."""
-        if self._begun and self._loop is not answering_loop():  # another judge blocked it
-            return self._begin_again()
+        loop = answering_loop()
+        if lost := [each for each in self._begun if each.loop is not loop]:  # another blocked it
+            return self._begin_again(lost)
         wait([each.answer for each in self._begun], MOMENT)
         done = [each for each in self._begun if each.answer.done()]
         self._begun = [each for each in self._begun if each not in done]
@@ -158,8 +160,8 @@ class JudgeSource(FeedbackSource):
         elif self._begun and time.monotonic() - self._active > LIMIT:
             self._warn_slow()
             if leave_blocked() in (None, self._task):
-                return self._given_up(self._take_begun())
-            return self._begin_again()
+                return self._given_up(self._taken_back(self._begun))
+            return self._begin_again(self._begun)
         return [answer for each in done for answer in self._taken(each)]
 
     def _taken(self, each: _Begun) -> list[Answer]:
@@ -173,16 +175,16 @@ class JudgeSource(FeedbackSource):
             return []
         return self._scored(each.requests, answers, reason)
 
-    def _take_begun(self) -> list[_Begun]:
-        begun, self._begun = self._begun, []
+    def _taken_back(self, begun: list[_Begun]) -> list[_Begun]:
+        """Cancels some of what has begun; returns those."""
+        self._begun = [each for each in self._begun if each not in begun]
         for each in reversed(begun):  # or those that wait for room would begin
             each.answer.cancel()
         return begun
 
-    def _begin_again(self) -> list[Answer]:
+    def _begin_again(self, begun: list[_Begun]) -> list[Answer]:
         """Begins on another loop what stood on one that another judge's coroutine blocked, once."""
-        begun = self._take_begun()
-        for each in begun:
+        for each in self._taken_back(begun):
             if not each.again:
                 self._begin(each.requests, again=True)
         return self._given_up([each for each in begun if each.again])
