@@ -433,7 +433,8 @@ def test_processes_with_a_share_of_the_weights_each_play_on_ray(
     rl = {"env": DESK, "updates": 3, "groups": 3, "group_size": 3, "max_new_tokens": 8,
           "feedback": [{"judge": "length", "min_words": 6}], "optimizer": {"lr": 0.01},
           "backend": {"name": "ray", "workers": 1}, "overlap": overlap}  # fmt: skip
-    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": rl}]}
+    config = {"policy": str(model_folder()), "threads": 1, "checkpoint_every": 1,
+              "stages": [{"rl": rl}]}  # fmt: skip
     one, two = (
         run_of(processes, {**config, **more}, tmp_path / str(processes))
         for processes, more in ((1, {}), (2, {"shard": True}))

@@ -67,6 +67,7 @@ class Server:
             raise PluginError(f"`backend: vllm` needs httpx2: {install('vllm')}") from error
         self.url, self.patience, self._options = url, patience, options
         self.has, self.asleep = "", False
+        self._longest = 0  # tokens that it reads
         self._process: subprocess.Popen[bytes] | None = None
         self._held: Path | None = None  # where the weights are that it has
         if folder:  # a server of another user must be able to read it
@@ -111,11 +112,12 @@ class Server:
         policy.accelerator.wait_for_everyone()
         if not self.has:
             there = [model.get("max_model_len") for model in self._get("v1/models")["data"]]
-            # Conversations end there as at the model's own limit, instead of being refused.
-            policy.context_length = min(policy.context_length, *filter(None, there))
+            self._longest = min(filter(None, there))
         if self._held is not None:
             shutil.rmtree(self._held, ignore_errors=True)
         self.has, self._held = name, files
+        # Conversations end there as at the model's own limit, instead of being refused.
+        policy.context_length = min(policy.context_length, self._longest)
 
     def _load(self, policy: Policy, files: Path, name: str) -> None:
         """Has the server load weights, and call them by a name."""
