@@ -198,6 +198,7 @@ class Alone(Slow):
 gymnasium.register("test/Alone-v0", Alone, disable_env_checker=True)
 
 
+@pytest.mark.slow
 def test_what_may_live_alone_lives_on_one_worker_and_others_make_room(
     policy: turnwise.Policy,
 ) -> None:
