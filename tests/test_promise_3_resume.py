@@ -52,7 +52,7 @@ poll: 0, max_turns: 3,
          feedback: [{{judge: length, max_words: 3}}], credit: {{name: branch, rollouts: 2}}, \
 optimizer: {{name: ppo, lr: 1.0e-3, critic: separate}}}}
   - rl: {{env: turnwise/SupportDesk-v0, updates: 5, groups: 2, group_size: 3, max_new_tokens: 6, \
-pending: 18, staleness: 2, curriculum: {{name: learnable, new: 0.3}},
+pending: 18, staleness: 2, poll: 0.05, curriculum: {{name: learnable, new: 0.3}},
          feedback: [{{judge: simulated-panel, raters: 2, noise: 0.5, delay: 4, unanswered: 0.2, \
 deadline: 9}}],
          optimizer: {{name: grpo, lr: 1.0e-3}}}}
@@ -142,7 +142,8 @@ def assert_same(folder: Path, whole: Path) -> None:
 @pytest.fixture(scope="module")
 def whole(work: Work, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
     """A run that was never disturbed: its config, its folder and the moments it could have been
-    killed at."""
+    killed at. It looks for late answers at a steady `poll`, or a kill would move the hours at which
+    questions are asked."""
     folder = tmp_path_factory.mktemp("whole")
     demonstrations = turnwise.rollout(
         turnwise.ScriptPlayer("demonstrator"),
