@@ -185,17 +185,21 @@ def spread(events: list[str], count: int) -> list[int]:
     return sorted(set(even))
 
 
-def test_killed_at_three_moments(
+def test_killed_at_four_moments(
     whole: tuple[Path, Path, list[str]], work: Work, tmp_path: Path
 ) -> None:
-    """In a ledger's commit, where a checkpoint is put in place, and in the last step; fifty more
-    are slow."""
+    """In a ledger's commit, where a checkpoint is put in place, in the last step, and in the second
+    round that is played before an update, where nothing is left of the first but the ledger; fifty
+    more are slow."""
     events = kinds(whole)
     commits, renames, steps = (
         [i for i, e in enumerate(events) if e == name]
         for name in ("commit", "before rename", "before step")
     )
-    moments = [commits[len(commits) // 3], renames[2 * len(renames) // 3], steps[-1]]
+    pending = [i for i, e in enumerate(whole[2]) if e.startswith("rl-4: ")]
+    first = next(i for i in pending if events[i] == "commit")
+    second = next(i for i in pending if i > first and events[i] == "before reply")
+    moments = [commits[len(commits) // 3], renames[2 * len(renames) // 3], steps[-1], second]
     killed_at(sorted(moments), whole, tmp_path, work)
 
 

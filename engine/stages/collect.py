@@ -17,7 +17,7 @@ from ..records.episode import Episode, Start
 from ..records.feedback import Answer, Request
 from ..rollout.conversation import Branch, Where, episode_id
 from ..rollout.elsewhere import refuse_failures
-from ..rollout.players import Player
+from ..rollout.players import Player, PolicyPlayer
 from ..rollout.rollout import rollout
 from ..util.secrets import redact
 
@@ -61,6 +61,11 @@ def play(
         options["max_failure_rate"] = 1.0  # of all, not of a share
     with run.policy.whole() if world > 1 else contextlib.nullcontext():
         played = rollout(player, own, where, environments=run.environments, **options)
+    for each in {id(p): p for p in (player, *options.get("others", {}).values())}.values():
+        if isinstance(each, PolicyPlayer):
+            # What follows needs the room; and what a backend knows of this round would round the
+            # next one's log-probs otherwise than in a run that is resumed between them.
+            each.backend.refresh()
     if world > 1:
         from accelerate.utils import gather_object
 

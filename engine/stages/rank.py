@@ -193,9 +193,6 @@ class Rank(JudgedPlayOptions, Stage):
                 mine = [played[s.key, slot] for s in own for slot in range(self.group_size)]
                 episodes += mine
                 by_env.append(grouped(mine))
-            for player in players:
-                if isinstance(player, PolicyPlayer):
-                    player.backend.refresh()  # what follows needs the room
             feedback = decided(run, lambda: ask(run, sources, by_env, poll=self.poll, show=show))  # noqa: B023
             answers = [a for each in feedback.values() for a in each if isinstance(a, Comparison)]
             yield run.finish_update(comparison_metrics(episodes, answers), episodes=episodes)

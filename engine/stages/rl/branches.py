@@ -60,7 +60,6 @@ def branch_values(
     collector.judged_round(
         extra, chosen, Where(run.id, f"{run.stage}/{label}", number, run.seed), label
     )
-    collector.refresh()  # the update needs the room
     _check_continued(extra.episodes, label, collector.settings.max_failure_rate)
     experience.add_costs(extra)
     if run.is_main:

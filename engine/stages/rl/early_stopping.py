@@ -128,8 +128,6 @@ class EarlyStopping:
             sound = [e for e in played if e.ending != "failed"]
             values += [e.env_return for e in sound]
             successes += [float(e.succeeded) for e in sound]
-        for player in self.players.values():
-            player.backend.refresh()  # what follows needs the room
         if not values:
             raise TooManyFailures(
                 f"gold: no conversation of {gold.episodes} could be played to its end; nothing was"

@@ -121,7 +121,6 @@ class RL(RLSettings):
             measured = stopping.before(i)
             learned = shared(run, parts.sources.learn(run, parts.combiners) if run.is_main else {})
             experience = collector.collect(i)
-            collector.refresh()  # the update needs the room
             metrics = {**trainer.update(experience, i), **measured, **learned}
             metrics |= collector.starts.learn(experience)
             spent = experience.play_seconds + experience.feedback_seconds + stopping.seconds
