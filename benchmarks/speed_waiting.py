@@ -69,8 +69,8 @@ def main() -> None:
     parser.add_argument("--model", default="A-small", choices=["A-nano", "A-small"])
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    gymnasium.register("speed/Slow-v0", Slow, kwargs={"waits": True})
-    gymnasium.register("speed/Quick-v0", Slow, kwargs={"waits": False})
+    gymnasium.register("speed/Slow-v0", lambda **_: Slow(waits=True))
+    gymnasium.register("speed/Quick-v0", lambda **_: Slow(waits=False))
     ways: dict[str, tuple[bool, Schedule]] = {
         "no latency": (False, "deterministic"),
         "deterministic": (True, "deterministic"),
