@@ -39,7 +39,7 @@ class Served:
         self.url = f"http://127.0.0.1:{port}"
         env = {**os.environ, "VLLM_SERVER_DEV_MODE": str(int(dev)), "VLLM_API_KEY": key}
         command = [sys.executable, str(SERVER), "serve", str(folder), "--port", str(port), *options]
-        self.process = subprocess.Popen(command, env=env)
+        self.process = subprocess.Popen(command, env=env, start_new_session=True)
         until = time.monotonic() + 120
         while True:
             try:
@@ -48,6 +48,11 @@ class Served:
             except OSError:
                 assert time.monotonic() < until
                 time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Ends it, with what it has started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
 
     def get(self, path: str) -> bytes:
         with urllib.request.urlopen(f"{self.url}/{path}") as answer:
@@ -69,7 +74,7 @@ PROCESSED = ("--logprobs-mode", "processed_logprobs", "--enable-sleep-mode")
 def usual(model_folder: Callable[..., Path]) -> Iterator[Served]:
     server = Served(model_folder(), *PROCESSED)
     yield server
-    server.process.kill()
+    server.kill()
 
 
 @pytest.fixture
@@ -87,7 +92,7 @@ def serve(usual: Served, model_folder: Callable[..., Path]) -> Iterator[Callable
 
     yield make
     for each in made:
-        each.process.kill()
+        each.kill()
     vllm._servers.clear()
 
 

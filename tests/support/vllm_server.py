@@ -280,7 +280,9 @@ def main() -> None:
     given = parser.parse_args(_with_config(sys.argv[1:]))
     torch.set_num_threads(1)
     # What vLLM calls EngineCore: a process that holds the GPU, and ends when it is told to.
-    subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1e6) # EngineCore"])
+    subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(1e6) # EngineCore"],
+                     stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                     stderr=subprocess.DEVNULL)  # fmt: skip
     engine = Engine(given.folder, given.logprobs_mode, given.enable_sleep_mode, given.max_model_len)
     engine.options = vars(given)
     dev = os.environ.get("VLLM_SERVER_DEV_MODE") == "1"
