@@ -425,6 +425,17 @@ def test_a_run_whose_driver_is_killed_goes_on_exactly(
 
 
 @pytest.mark.slow
+def test_processes_that_divide_nothing_do_not_begin_ahead(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    rl = {"env": DESK, "updates": 3, "max_new_tokens": 8, "overlap": 1,
+          "backend": {"name": "ray", "workers": 1}}  # fmt: skip
+    config = {"policy": str(model_folder()), "threads": 1, "stages": [{"rl": rl}]}
+    with pytest.raises(AssertionError, match="with several processes needs `shard: true`"):
+        run_of(2, config, tmp_path / "run")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("overlap", [0, 1])
 def test_processes_with_a_share_of_the_weights_each_play_on_ray(
     overlap: int, model_folder: Callable[..., Path], tmp_path: Path

@@ -281,6 +281,12 @@ class InStep(Collector):
         self, run: RunView, settings: RLSettings, parts: Parts, players: Mapping[str, Any]
     ) -> None:
         super().__init__(run, settings, parts, players)
+        if settings.overlap and processes(run)[0] > 1 and not run.policy.is_sharded:
+            # The main process alone writes checkpoints then, and all play out what is begun.
+            raise ConfigError(
+                "`overlap` with several processes needs `shard: true`, so that all of them write"
+                " checkpoints together: set it, or leave `overlap` out"
+            )
         self._begun: list[_Ahead] = []  # the next rounds
 
     def collect(self, i: int) -> Experience:
